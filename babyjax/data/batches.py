@@ -1,0 +1,51 @@
+"""Splits and batches. The batch of a step is a pure function of (tokens, seed, step): nothing to restore."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from babyjax.errors import DataError
+
+TRAIN_FRACTION = 0.9
+
+
+class Split(NamedTuple):
+    """Training and validation tokens; no pair of tokens crosses the boundary."""
+
+    train: Int[np.ndarray, " L"]
+    val: Int[np.ndarray, " M"]
+
+
+def split_tokens(tokens: Int[np.ndarray, " N"], block_size: int = 1) -> Split:
+    """The seed's split: the first 90 % train, the rest validation.
+
+    Raises `DataError` where the training part is not longer than `block_size` or validation has no pair.
+    """
+    boundary = int(TRAIN_FRACTION * len(tokens))
+    split = Split(tokens[:boundary], tokens[boundary:])
+    if len(split.train) <= block_size:
+        raise DataError(
+            f"the corpus has {len(tokens)} tokens, of which the first 90 % train: too short for a block of "
+            f"{block_size}; use a longer text or a smaller model.block_size"
+        )
+    if len(split.val) < 2:
+        raise DataError(
+            f"the corpus has {len(tokens)} tokens: too short to keep 10 % for validation; use a longer text"
+        )
+    return split
+
+
+def batch_at(
+    tokens: Int[Array, " L"], seed: Int[Array, ""] | int, step: Int[Array, ""] | int, batch_size: int, block_size: int
+) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
+    """Inputs and targets of training step `step`: `batch_size` windows drawn uniformly, as the seed draws them.
+
+    A window starts anywhere in [0, L - block_size); the targets are the inputs one token later.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    starts = jax.random.randint(key, (batch_size, 1), 0, tokens.shape[0] - block_size)
+    window = tokens[starts + jnp.arange(block_size + 1)]
+    return window[:, :-1], window[:, 1:]

@@ -1,0 +1,57 @@
+"""What the three doors share: help, errors as one sentence with an exit status, JAX's compilation cache."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+
+from babyjax.config import Option
+from babyjax.errors import BabyjaxError
+
+
+def run_door(main: Callable[[list[str]], int | None], help_text: Callable[[list[str]], str]) -> None:
+    """Run a door on the process's arguments and exit: 0 done, 1 failed, 2 wrongly asked, 130 interrupted.
+
+    With BABYJAX_DEBUG=1 in the environment an error shows its traceback.
+    """
+    argv = sys.argv[1:]
+    try:
+        if wanted := [argument for argument in argv if argument in ("-h", "--help", "help")]:
+            print(help_text([argument for argument in argv if argument not in wanted]))
+            sys.exit(0)
+        status = main(argv) or 0
+        sys.stdout.flush()
+        sys.exit(status)
+    except BabyjaxError as error:
+        if os.environ.get("BABYJAX_DEBUG") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def describe_options(options: Iterable[tuple[str, Option]]) -> str:
+    """One line an option: its key, default, meaning and range."""
+    rows = []
+    for key, option in options:
+        value = "" if option.value is None else str(option.value).replace("\n", "\\n")
+        limits = option.interval or " or ".join(option.choices)
+        rows.append(
+            (f"{key}={value.lower() if option.type is bool else value}", ", ".join(filter(None, (option.help, limits))))
+        )
+    width = max(len(left) for left, _ in rows)
+    return "\n".join(f"  {left:{width}}  {right}" for left, right in rows)
+
+
+def prepare_jax() -> None:
+    """Keep compiled programs in the user's cache folder, unless JAX was told of another."""
+    import jax
+    import platformdirs
+
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
+        jax.config.update("jax_compilation_cache_dir", os.path.join(platformdirs.user_cache_dir("babyjax"), "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

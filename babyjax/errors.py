@@ -1,0 +1,25 @@
+"""The errors a user can cause. Each message is one sentence: what was wrong and what would be right."""
+
+
+class BabyjaxError(Exception):
+    """Base of every error babyjax raises on purpose; a door exits with status 1."""
+
+    exit_status = 1
+
+
+class ConfigError(BabyjaxError):
+    """An option that does not exist or has a value that cannot be; a door exits with status 2."""
+
+    exit_status = 2
+
+
+class DataError(BabyjaxError):
+    """A corpus that cannot be read, or is too short to train on."""
+
+
+class TokenError(BabyjaxError, ValueError):
+    """Text or token ids outside the vocabulary."""
+
+
+class RunError(BabyjaxError):
+    """A run directory that cannot be used as asked."""

@@ -1,0 +1,18 @@
+"""What each rung of the ladder computes: `logits = model(tokens)`, int32[B, T] to float32[B, T, V]."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from babyjax.config import BabyGPTConfig, BigramConfig, ModelConfig
+from babyjax.models.babygpt import BabyGPT
+from babyjax.models.bigram import Bigram
+
+
+def make_model(config: ModelConfig, vocab_size: int, key: Key[Array, ""]) -> Bigram | BabyGPT:
+    """The model a config describes, untrained: a bigram without counts, a network at its random start."""
+    match config:
+        case BigramConfig():
+            return Bigram(jnp.zeros((vocab_size, vocab_size), jnp.int32), config.smoothing)
+        case BabyGPTConfig():
+            return BabyGPT(vocab_size, config.n_embd, bias=config.bias, key=key)
+    raise TypeError(f"no model for {type(config).__name__}")

@@ -1,0 +1,24 @@
+"""BabyGPT v1: an embedding and a linear head, a bigram in neural disguise and the first rung towards a GPT."""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from babyjax.models.layers import Embedding, Linear
+
+
+class BabyGPT(nnx.Module):
+    """`logits = embedding[tokens] @ kernel + bias`: a V x V matrix of rank n_embd, plus one row.
+
+    An `n_embd` of 0 is the unigram model: the bias alone.
+    """
+
+    receptive_field = 1
+
+    def __init__(self, vocab_size: int, n_embd: int = 32, *, bias: bool = True, key: Key[Array, ""]):
+        embedding_key, head_key = jax.random.split(key)
+        self.token_embedding = Embedding(vocab_size, n_embd, key=embedding_key)
+        self.lm_head = Linear(n_embd, vocab_size, bias=bias, key=head_key)
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+        return self.lm_head(self.token_embedding(tokens))

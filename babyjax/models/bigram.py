@@ -1,0 +1,102 @@
+"""The count bigram: transition counts, and the predictions they make.
+
+Counts are int32 and exact.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int
+
+from babyjax.checks import check_tokens
+
+# The largest V for which every flat index x * V + y fits an int32.
+MAX_FLAT_VOCAB = 46_340
+
+Tokens = Int[Array, "*shape"] | Int[np.ndarray, "*shape"]
+Counts = Int[Array, "V V"]
+
+
+def add_pairs(counts: Counts, current: Tokens, following: Tokens) -> Counts:
+    """`counts` plus one for every (current, following) pair: `counts.at[current, following].add(1)`."""
+    vocab_size = counts.shape[0]
+    if vocab_size > MAX_FLAT_VOCAB:
+        return counts.at[current, following].add(1)
+    # One flattened index scatters 2 to 5 times faster on a CPU than two.
+    return counts.reshape(-1).at[current * vocab_size + following].add(1).reshape(vocab_size, vocab_size)
+
+
+@partial(jax.jit, static_argnames="vocab_size")
+def _count_matrix(tokens: Tokens, vocab_size: int) -> Counts:
+    pairs = max(tokens.shape[0] - 1, 0)
+    # Counting is additive, so a long text is counted in up to eight parts, which a CPU does on several cores.
+    parts = min(8, 1 + pairs // (16 * vocab_size**2))
+    bounds = [pairs * part // parts for part in range(parts + 1)]
+    empty = jnp.zeros((vocab_size, vocab_size), jnp.int32)
+    pieces = [tokens[start : end + 1] for start, end in pairwise(bounds)]
+    return sum((add_pairs(empty, piece[:-1], piece[1:]) for piece in pieces), start=empty)
+
+
+_accumulate = jax.jit(add_pairs, donate_argnums=0)
+
+
+def count_matrix(tokens: Int[Array, " L"] | Int[np.ndarray, " L"], vocab_size: int) -> Counts:
+    """C[i, j], how often token j follows token i in `tokens`: int32[V, V], exact, of sum max(L - 1, 0).
+
+    One jitted scatter-add, usable inside other transformations too. Raises `TokenError` for an id out of range.
+    """
+    if not isinstance(tokens, Tracer):  # inside a transformation there is nothing to see
+        check_tokens(np.asarray(tokens), vocab_size)
+    return _count_matrix(tokens, vocab_size)
+
+
+def count_chunks(chunks: Iterable[Int[np.ndarray, " _"]], vocab_size: int) -> Counts:
+    """`count_matrix` of the chunks' concatenation, one chunk in memory at a time; chunks of one length compile once.
+
+    Counting is additive: C(a + b) = C(a) + C(b) + the pair at the seam. Raises `TokenError` for an id out of range and
+    `OverflowError` where a pair occurs more than 2**31 - 1 times.
+    """
+    counts = jnp.zeros((vocab_size, vocab_size), jnp.int32)
+    seam: np.ndarray | None = None
+    for chunk in chunks:
+        check_tokens(chunk, vocab_size)
+        for piece in ([] if seam is None else [np.append(seam, chunk[:1])]) + [chunk]:
+            counts = _accumulate(counts, piece[:-1], piece[1:])
+        if (counts < 0).any():
+            raise OverflowError("a pair of tokens occurs more often than an int32 can count")
+        seam = chunk[-1:] if chunk.size else seam
+    return counts
+
+
+class Bigram(nnx.Module):
+    """A row of counts, smoothed by adding `smoothing` to each and normalised: the seed's SimpleBigramModel.
+
+    The model is its counts. As a language model its logits are log-probabilities, so that what serves the networks
+    serves it. A context never seen predicts the uniform distribution, the limit of add-k smoothing as k falls to 0.
+    """
+
+    receptive_field = 1
+
+    def __init__(self, counts: Counts, smoothing: float = 1.0):
+        self.counts = nnx.Variable(counts)
+        self.smoothing = smoothing
+
+    @classmethod
+    def from_tokens(cls, tokens: Int[Array, " L"] | Int[np.ndarray, " L"], vocab_size: int, smoothing: float = 1.0):
+        """Train by counting `tokens` once."""
+        return cls(count_matrix(tokens, vocab_size), smoothing)
+
+    def lookup(self, tokens: Int[Array, "B T"]) -> Int[Array, "B T V"]:
+        """The seed's forward: `counts[tokens]`."""
+        return self.counts[...][tokens]
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+        smoothed = self.lookup(tokens) + jnp.float32(self.smoothing)
+        total = smoothed.sum(axis=-1, keepdims=True)
+        return jnp.where(total > 0, jnp.log(smoothed) - jnp.log(total), -jnp.log(smoothed.shape[-1]))

@@ -1,0 +1,1 @@
+"""Objective, optimiser, step, exact statistics, checkpoints, the loop."""

@@ -1,0 +1,167 @@
+"""Exact losses from counts: for a model that sees only the previous token, the pair counts are the corpus.
+
+The loss summed over a text is sum_ij C_ij loss(i, j): the model is asked once per distinct context, whatever the length
+of the text, and nothing is sampled. Sums are float64 on the host.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from babyjax.checks import check_tokens
+from babyjax.data.batches import Split, batch_at
+from babyjax.models.bigram import add_pairs
+
+# Logits held at once while evaluating: rows of contexts times vocabulary.
+CHUNK_LOGITS = 1 << 22
+
+
+class Nats(NamedTuple):
+    """A loss as sums: nats over `tokens` predicted tokens that take `bytes` bytes of UTF-8. Add, then divide once."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+    @property
+    def per_token(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The unit that survives a change of tokenizer."""
+        return self.nats / math.log(2) / self.bytes
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.per_token) if self.per_token < 700 else math.inf
+
+
+@partial(jax.jit, static_argnames=("vocab_size", "steps", "batch_size", "block_size"))
+def count_windows(
+    tokens: Int[Array, " L"] | Int[np.ndarray, " L"],
+    vocab_size: int,
+    seed: Int[Array, ""] | int,
+    *,
+    steps: int,
+    batch_size: int,
+    block_size: int,
+) -> Int[Array, "V V"]:
+    """Counts of the pairs in the batches of `steps` training steps: the seed's way of counting, by random windows.
+
+    int32[V, V]. In expectation they are proportional to the counts of the text with its ends tapered.
+    """
+    tokens = jnp.asarray(tokens)
+
+    def count_batch(step, counts):
+        return add_pairs(counts, *batch_at(tokens, seed, step, batch_size, block_size))
+
+    return jax.lax.fori_loop(0, steps, count_batch, jnp.zeros((vocab_size, vocab_size), jnp.int32))
+
+
+@dataclass(frozen=True)
+class PairCounts:
+    """The distinct pairs (current, following) of a corpus, sorted, and how often each occurs in each split."""
+
+    current: Int[np.ndarray, " P"]
+    following: Int[np.ndarray, " P"]
+    counts: dict[str, Int[np.ndarray, " P"]]
+    vocab_size: int
+
+    @classmethod
+    def from_split(cls, split: Split, vocab_size: int) -> "PairCounts":
+        """Count both splits once. Raises `TokenError` for an id out of range."""
+        seen = {}
+        for name, tokens in split._asdict().items():
+            check_tokens(tokens, vocab_size)
+            flat = tokens[:-1].astype(np.int64) * vocab_size + tokens[1:]
+            seen[name] = np.unique(flat, return_counts=True)
+        pairs = np.unique(np.concatenate([flat for flat, _ in seen.values()]))
+        counts = {name: np.zeros(len(pairs), np.int64) for name in seen}
+        for name, (flat, count) in seen.items():
+            counts[name][np.searchsorted(pairs, flat)] = count
+        current, following = np.divmod(pairs, vocab_size)
+        return cls(current.astype(np.int32), following.astype(np.int32), counts, vocab_size)
+
+    def context_totals(self, split: str) -> Int[np.ndarray, " V"]:
+        """n_i: how often token i is followed by another."""
+        totals = np.zeros(self.vocab_size, np.int64)
+        np.add.at(totals, self.current, self.counts[split])
+        return totals
+
+    def entropy(self, split: str) -> float:
+        """H = sum_ij C_ij / N log(n_i / C_ij), in nats per token: no previous-token model has a lower loss here."""
+        count = self.counts[split]
+        seen = count > 0
+        total = self.context_totals(split)[self.current[seen]]
+        return float(count[seen] @ np.log(total / count[seen]) / count.sum())
+
+    def add_k_loss(self, split: str, smoothing: float = 1.0) -> float:
+        """Loss on `split`, nats per token, of the bigram counted on the training split with add-k smoothing."""
+        seen = self.counts[split] > 0
+        total = self.context_totals("train")[self.current[seen]] + smoothing * self.vocab_size
+        count = self.counts[split][seen]
+        return float(count @ (np.log(total) - np.log(self.counts["train"][seen] + smoothing)) / count.sum())
+
+    def bigram_floor(self, split: str) -> float:
+        """The count bigram's own loss, nats per token, to hold a network's against.
+
+        On the training split it is the entropy: a bound. On another split it is the loss of the add-one bigram counted
+        on the training split: a mark to beat, not a bound.
+        """
+        return self.entropy(split) if split == "train" else self.add_k_loss(split)
+
+    def losses(self, pair_nats: Float[np.ndarray, " P"], byte_lengths: Int[np.ndarray, " V"]) -> dict[str, Nats]:
+        """Each split's loss, from the loss of each pair in nats."""
+        sums = {}
+        for split, count in self.counts.items():
+            seen = count > 0  # a pair the split never shows may cost infinity
+            sums[split] = Nats(
+                nats=float(count[seen] @ pair_nats[seen].astype(np.float64)),
+                tokens=int(count.sum()),
+                bytes=int(count @ byte_lengths[self.following]),
+            )
+        return sums
+
+
+class ExactEvaluator:
+    """Exact losses of a previous-token model on every split: one dispatch, memory bounded by `CHUNK_LOGITS`."""
+
+    def __init__(self, pairs: PairCounts, byte_lengths: Int[np.ndarray, " V"]):
+        self.pairs, self.byte_lengths = pairs, byte_lengths
+        contexts, context_of_pair = np.unique(pairs.current, return_inverse=True)
+        rows = min(len(contexts), max(1, CHUNK_LOGITS // pairs.vocab_size))
+        chunks = -(-len(contexts) // rows)
+        # Pairs are sorted by context, so the pairs of a chunk of contexts are a slice; all are padded to the longest.
+        edges = np.searchsorted(context_of_pair, np.arange(chunks + 1) * rows)
+        self._valid = np.arange(np.diff(edges).max()) < np.diff(edges)[:, None]
+        self._contexts = np.resize(contexts, (chunks, rows))
+        self._row, self._following = (np.zeros(self._valid.shape, np.int32) for _ in range(2))
+        self._row[self._valid] = context_of_pair % rows
+        self._following[self._valid] = pairs.following
+
+    def pair_nats(self, model) -> Float[np.ndarray, " P"]:
+        """-log p(following | current) of every distinct pair, in nats."""
+        return np.asarray(_pair_nats(model, self._contexts, self._row, self._following))[self._valid]
+
+    def __call__(self, model) -> dict[str, Nats]:
+        return self.pairs.losses(self.pair_nats(model), self.byte_lengths)
+
+
+@jax.jit
+def _pair_nats(
+    model, contexts: Int[Array, "K R"], row: Int[Array, "K P"], following: Int[Array, "K P"]
+) -> Float[Array, "K P"]:
+    def chunk(arguments):
+        contexts, row, following = arguments
+        logits = model(contexts[:, None])[:, 0]
+        return (jax.nn.logsumexp(logits, axis=-1)[row] - logits[row, following]).astype(jnp.float32)
+
+    return jax.lax.map(chunk, (contexts, row, following))
