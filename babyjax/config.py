@@ -152,7 +152,7 @@ def _unknown(what: str, given: str, known: list[str]) -> ConfigError:
     return ConfigError(f"unknown {what} {given!r}; {hint}")
 
 
-def _inside(value: float, interval: str) -> bool:
+def _inside(value: int | float, interval: str) -> bool:
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     above = value >= low if interval[0] == "[" else value > low
     below = value <= high if interval[-1] == "]" else value < high

@@ -24,7 +24,7 @@ SCHEMA_VERSION = 1
 Tree = TypeVar("Tree")
 
 
-def named_arrays(tree: Any) -> dict[str, jax.Array]:
+def named_arrays(tree: Any) -> dict[str, Any]:
     """The leaves of a pytree by their path, "model/lm_head/kernel": the same in every version of flax."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(_names(path)): leaf for path, leaf in leaves}

@@ -1,0 +1,180 @@
+"""What holds for every previous-token model, on random small corpora and parameters."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from babyjax import BabyGPT, Bigram, count_chunks, count_matrix, count_windows
+from babyjax.config import load_config
+from babyjax.training.objective import mean_nats
+from babyjax.training.optimizer import make_optimizer
+from babyjax.training.step import init_state, make_advance
+
+V, D = 6, 3
+texts = hnp.arrays(np.int32, 50, elements=st.integers(0, V - 1))
+seeds = st.integers(0, 2**31 - 1)
+
+
+def loss_table(model):
+    """loss(i, j) = -log q(j | i), float64[V, V]."""
+    logits = np.asarray(model(jnp.arange(V)[None])[0], np.float64)
+    return (
+        np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True))
+        + logits.max(1, keepdims=True)
+        - logits
+    )
+
+
+def with_factors(embedding, kernel, bias):
+    """BabyGPT with given weights: embedding [V, D], kernel [D, V], bias [V]."""
+    model = BabyGPT(embedding.shape[0], embedding.shape[1], key=jax.random.key(0))
+    model.token_embedding.embedding = nnx.Param(jnp.asarray(embedding, jnp.float32))
+    model.lm_head.kernel = nnx.Param(jnp.asarray(kernel, jnp.float32))
+    model.lm_head.bias = nnx.Param(jnp.asarray(bias, jnp.float32))
+    return model
+
+
+def inputs_and_targets(tokens):
+    return jnp.asarray(tokens[None, :-1]), jnp.asarray(tokens[None, 1:])
+
+
+def counts_of(tokens):
+    return np.asarray(count_matrix(tokens, V), np.float64)
+
+
+def entropy(counts):
+    rows = counts.sum(axis=1, keepdims=True)
+    return (counts[counts > 0] * np.log((rows / np.where(counts > 0, counts, 1))[counts > 0])).sum() / counts.sum()
+
+
+@given(texts, seeds)
+@pytest.mark.parametrize("kind", ["bigram", "babygpt"])
+def test_1_the_counts_are_sufficient_for_the_loss(kind, tokens, seed):
+    model = BabyGPT(V, D, key=jax.random.key(seed)) if kind == "babygpt" else Bigram.from_tokens(tokens[:20], V, 0.5)
+    over_text = mean_nats(model, *inputs_and_targets(tokens))
+    over_counts = (counts_of(tokens) * loss_table(model)).sum() / (len(tokens) - 1)
+    assert float(over_text) == pytest.approx(over_counts, rel=1e-5)
+
+
+@given(texts, texts)
+def test_2_counting_is_additive_with_the_pair_at_the_seam(a, b):
+    seam = np.zeros((V, V))
+    seam[a[-1], b[0]] = 1
+    both = counts_of(np.concatenate([a, b]))
+    np.testing.assert_array_equal(both, counts_of(a) + counts_of(b) + seam)
+    np.testing.assert_array_equal(both, count_chunks([a, b], V))
+    assert both.sum() == len(a) + len(b) - 1
+    ends = np.zeros(V)
+    ends[a[0]] += 1
+    ends[b[-1]] -= 1
+    np.testing.assert_array_equal(both.sum(axis=1) - both.sum(axis=0), ends)
+
+
+@given(texts, seeds)
+def test_3_the_loss_is_the_entropy_plus_a_weighted_divergence_and_so_never_less(tokens, seed):
+    counts, table = counts_of(tokens), loss_table(BabyGPT(V, D, key=jax.random.key(seed)))
+    loss = (counts * table).sum() / counts.sum()
+    rows = counts.sum(axis=1)
+    seen = rows > 0
+    conditional = counts[seen] / rows[seen, None]
+    log_ratio = np.log(np.where(conditional > 0, conditional, 1)) + np.where(conditional > 0, table[seen], 0)
+    divergence = (conditional * log_ratio).sum(axis=1)
+    assert (divergence >= -1e-6).all()
+    assert loss == pytest.approx(entropy(counts) + rows[seen] @ divergence / counts.sum(), rel=1e-6)
+    assert loss >= entropy(counts) - 1e-6
+
+
+@given(texts, seeds)
+def test_4_gradients_follow_from_the_weighted_residual_and_unseen_rows_get_exactly_none(tokens, seed):
+    tokens = np.where(tokens == 2, 1, tokens)  # token 2 never occurs
+    model = BabyGPT(V, D, key=jax.random.key(seed))
+    gradient = jax.grad(mean_nats)(model, *inputs_and_targets(tokens))
+    counts = counts_of(tokens)
+    rows = counts.sum(axis=1, keepdims=True)
+    residual = (rows * np.exp(-loss_table(model)) - counts) / counts.sum()
+    embedding, kernel = (
+        np.asarray(p, np.float64) for p in (model.token_embedding.embedding[...], model.lm_head.kernel[...])
+    )
+    np.testing.assert_allclose(gradient.token_embedding.embedding[...], residual @ kernel.T, atol=1e-6)
+    np.testing.assert_allclose(gradient.lm_head.kernel[...], (residual.T @ embedding).T, atol=1e-6)
+    np.testing.assert_allclose(gradient.lm_head.bias[...], residual.sum(axis=0), atol=1e-6)
+    np.testing.assert_allclose(residual.sum(axis=1), 0, atol=1e-6)
+    assert not gradient.token_embedding.embedding[...][2].any()
+
+
+@given(texts)
+@pytest.mark.parametrize("side", ["embedding", "kernel"])
+def test_5_at_full_width_babygpt_set_from_the_counts_is_the_bigram(side, tokens):
+    bigram = Bigram.from_tokens(tokens, V, smoothing=1.0)
+    log_p = bigram(jnp.arange(V)[None])[0]
+    factors = (log_p, jnp.eye(V)) if side == "embedding" else (jnp.eye(V), log_p)
+    babygpt = with_factors(*factors, bias=jnp.zeros(V))
+    contexts = jnp.arange(V)[None]
+    chex.assert_trees_all_close(jax.nn.softmax(babygpt(contexts)), jnp.exp(bigram(contexts)), rtol=2e-6)
+
+
+def test_5_babygpt_trained_at_full_width_approaches_the_bigram(rng):
+    chain = rng.dirichlet(np.ones(V), size=V)
+    tokens = [0]
+    for _ in range(3000):
+        tokens.append(int(rng.choice(V, p=chain[tokens[-1]])))
+    tokens = np.array(tokens, np.int32)
+    counts = counts_of(tokens)
+    optimizer = make_optimizer(load_config(["optimizer.learning_rate=3e-3", "optimizer.weight_decay=0"]).optimizer)
+    advance = make_advance(optimizer, seed=0, batch_size=64, block_size=16)
+    state = init_state(BabyGPT(V, V, key=jax.random.key(0)), optimizer)
+
+    def gap(model):
+        return (counts * loss_table(model)).sum() / counts.sum() - entropy(counts)
+
+    assert gap(state.model) > 0.2
+    state, _ = advance(state, jnp.asarray(tokens), 1000)
+    probabilities = np.exp(-loss_table(state.model))
+    assert gap(state.model) < 2e-3
+    np.testing.assert_allclose(probabilities, counts / counts.sum(axis=1, keepdims=True), atol=0.06)
+
+
+@given(length=st.integers(8, 40), block_size=st.integers(1, 6), seed=seeds)
+def test_7_random_windows_count_the_text_with_tapered_ends(length, block_size, seed):
+    tokens = np.random.default_rng(seed).integers(0, V, length).astype(np.int32)
+    windows, pairs = length - block_size, np.arange(length - 1)
+    over_all_windows = sum(counts_of(tokens[start : start + block_size + 1]) for start in range(windows))
+    taper = np.minimum(pairs, windows - 1) - np.maximum(pairs - block_size + 1, 0) + 1
+    tapered = np.zeros((V, V))
+    np.add.at(tapered, (tokens[:-1], tokens[1:]), taper)
+    np.testing.assert_array_equal(over_all_windows, tapered)
+    assert taper.sum() == windows * block_size
+
+
+def test_7_counting_the_seeds_way_has_that_expectation(rng):
+    tokens, block_size, draws = rng.integers(0, V, 30).astype(np.int32), 8, 20_000
+    counts = np.asarray(count_windows(tokens, V, 0, steps=draws // 32, batch_size=32, block_size=block_size))
+    windows = len(tokens) - block_size
+    expected = sum(counts_of(tokens[start : start + block_size + 1]) for start in range(windows)) / windows
+    drawn = draws // 32 * 32
+    assert counts.sum() == drawn * block_size
+    np.testing.assert_allclose(counts / drawn, expected, atol=5 / drawn**0.5)
+
+
+@given(seeds)
+def test_8_what_the_predictions_and_the_logits_do_not_see(seed):
+    keys = jax.random.split(jax.random.key(seed), 6)
+    shapes = [(V, D), (D, V), (V,), (V,), (D,), (D,)]
+    embedding, kernel, bias, r, v, a = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+    contexts = jnp.arange(V)[None]
+    logits = with_factors(embedding, kernel, bias)(contexts)
+    probabilities = jax.nn.softmax(logits)
+    # W + r 1^T
+    chex.assert_trees_all_close(jax.nn.softmax(logits + r[None, :, None]), probabilities, atol=1e-5)
+    # B + 1 v^T, B being the kernel's transpose
+    shifted = with_factors(embedding, kernel + v[:, None], bias)(contexts)
+    chex.assert_trees_all_close(jax.nn.softmax(shifted), probabilities, atol=1e-5)
+    # (A + 1 a^T, b - B a) leaves the logits themselves
+    moved = with_factors(embedding + a, kernel, bias - kernel.T @ a)(contexts)
+    chex.assert_trees_all_close(moved, logits, atol=1e-4)

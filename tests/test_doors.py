@@ -1,0 +1,214 @@
+"""The three doors, as their users meet them."""
+
+import json
+import math
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+QUICK = ("train.steps=60", "train.eval_interval=20", "checkpoint.interval=30")
+
+
+def knock(monkeypatch, capsys, name, *arguments):
+    """Run a door inside this process, where no JAX need start: (exit status, stdout, stderr)."""
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module(f"babyjax.{name}", run_name="__main__")
+    return left.value.code, *capsys.readouterr()
+
+
+@pytest.fixture
+def text(tmp_path):
+    """A text file of the user's own, in Chinese, with the user's own line ends."""
+    path = tmp_path / "诗 词.txt"
+    path.write_bytes(("明月几时有?\r\n把酒问青天。\r\n" * 40).encode())
+    return path
+
+
+@pytest.mark.parametrize("model", ["bigram", "babygpt"])
+def test_train_evaluate_sample_on_ones_own_text(door, tmp_path, text, model):
+    run_dir = tmp_path / "my runs" / model
+    trained = door("train", f"model={model}", f"data.path={text.name}", f"run_dir={run_dir}", *QUICK)
+    assert (trained.returncode, trained.stderr) == (0, "")
+    assert f"{model} on 诗 词: 560 characters, vocabulary 13" in trained.stdout
+    assert "floor 0." in trained.stdout
+    assert f"python -m babyjax.sample run_dir='{run_dir}'" in trained.stdout
+    assert "\x1b" not in trained.stdout
+
+    text.unlink()  # the run needs only its own folder
+    evaluated = door("evaluate", f"run_dir={run_dir}", "format=json")
+    assert (evaluated.returncode, evaluated.stderr) == (0, "")
+    result = json.loads(evaluated.stdout)
+    assert (result["model"], result["vocab_size"]) == (model, 13)
+    assert set(result["splits"]) == {"train", "val"}
+    train = result["splits"]["train"]
+    assert train["tokens"] == 503
+    assert train["nats_per_token"] > train["bigram_floor"] > 0
+    assert train["perplexity"] == pytest.approx(math.exp(train["nats_per_token"]))
+
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 61 if model == "babygpt" else 2))
+    assert rows[-1]["val_loss"] == pytest.approx(result["splits"]["val"]["nats_per_token"])
+    assert f"train {train['nats_per_token']:.4f}" in trained.stdout
+
+    arguments = (
+        f"run_dir={run_dir}",
+        "prompt=明月",
+        "max_new_tokens=20",
+        "num_samples=2",
+        "top_k=5",
+        "temperature=0.5",
+    )
+    sampled = door("sample", *arguments)
+    assert (sampled.returncode, sampled.stderr) == (0, "")
+    samples = sampled.stdout.removesuffix("\n").split("\n\n---\n\n")
+    assert len(samples) == 2
+    assert all(sample.startswith("明月") and len(sample) == 22 for sample in samples)
+    assert door("sample", *arguments).stdout == sampled.stdout
+    assert "\nval   " in door("evaluate", f"run_dir={run_dir}").stdout
+
+
+def test_the_default_corpus_needs_no_network(door, tmp_path):
+    trained = door("train", "model=bigram", "model.counting=windows", "train.steps=100")
+    assert (trained.returncode, trained.stderr) == (0, "")
+    assert "25,600 pairs counted" in trained.stdout
+    assert (tmp_path / "checkpoints" / "bigram-pydocs" / "config.yaml").is_file()
+
+
+def test_the_synthetic_source_and_bytes(door):
+    options = ("data=synthetic", "data.states=4", "data.length=5000", "data.tokenizer=byte", "run_dir=here")
+    trained = door("train", *options, "model.n_embd=4", *QUICK)
+    assert (trained.returncode, trained.stderr) == (0, "")
+    assert "vocabulary 256" in trained.stdout
+    assert "source " in trained.stdout
+    assert len(door("sample", "run_dir=here", "prompt=任何").stdout) > 100
+
+
+def test_the_same_command_continues_and_another_is_refused(door, tmp_path):
+    options = ("data=synthetic", "data.length=3000", "run_dir=here", *QUICK)
+    assert door("train", *options, "train.steps=45").returncode == 0
+    metrics = tmp_path / "here" / "metrics.jsonl"
+    begun = metrics.read_text().splitlines()
+
+    assert "trained already, to step 45" in door("train", *options, "train.steps=45").stdout
+    longer = door("train", *options)
+    assert longer.returncode == 0
+    assert "continuing from step 45" in longer.stdout
+    rows = metrics.read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == list(range(1, 61))
+    assert rows[:45] == begun
+
+    other = door("train", *options, "model.n_embd=5")
+    assert (other.returncode, other.stdout) == (1, "")
+    assert "holds another run: model.n_embd is 32 there, 5 here" in other.stderr
+    assert metrics.read_text().splitlines() == rows
+    anew = door("train", *options, "model.n_embd=5", "overwrite=true")
+    assert anew.returncode == 0
+    assert "continuing" not in anew.stdout
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_is_saved_and_goes_on(door, tmp_path, number, status):
+    options = ("data=synthetic", "data.length=3000", "run_dir=here", "checkpoint.interval=1000000")
+    with subprocess.Popen(
+        [sys.executable, "-m", "babyjax.train", *options, "train.steps=2000000000"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        metrics = tmp_path / "here" / "metrics.jsonl"
+        while not metrics.exists() or metrics.stat().st_size == 0:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (status, "")
+    last = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert f"stopped  after step {last:,}; the same command goes on from there" in stdout
+    resumed = door("train", *options, f"train.steps={last + 10}")
+    assert f"continuing from step {last:,}" in resumed.stdout
+    assert resumed.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "status", "complaint"),
+    [
+        ("train", ["model=babygtp"], 2, "unknown model 'babygtp'; did you mean babygpt?"),
+        ("train", ["train.step=3"], 2, "unknown option 'train.step'; did you mean train.steps?"),
+        ("train", ["data.path=nothing.txt"], 1, "cannot read nothing.txt: No such file or directory"),
+        ("train", ["data.path=empty.txt"], 1, "empty.txt is empty"),
+        ("train", ["data.path=short.txt"], 1, "too short"),
+        ("train", ["data.path=latin1.txt"], 1, "latin1.txt is not UTF-8 text"),
+        ("train", ["data.path=picture.png"], 1, "picture.png is not UTF-8 text"),
+        ("train", ["data.path=fine.txt", "model.block_size=900"], 1, "too short for a block of 900"),
+        ("train", ["data.path=fine.txt", "run_dir=fine.txt"], 1, "fine.txt is a file; it must be a folder"),
+        ("train", ["data.path=fine.txt", "run_dir=."], 1, "holds no run but other files"),
+        ("sample", [], 2, "run_dir=DIR is missing"),
+        ("sample", ["run_dir=nowhere"], 1, "there is no run in"),
+        ("sample", ["run_dir=nowhere", "prompt="], 2, "prompt= is empty"),
+        ("sample", ["run_dir=nowhere", "temperature=-1"], 2, "temperature=-1.0 is out of range"),
+        ("sample", ["run_dir=nowhere", "promt=a"], 2, "unknown option 'promt'; did you mean prompt?"),
+        ("evaluate", ["run_dir="], 2, "run_dir=DIR is missing"),
+        ("evaluate", ["run_dir=nowhere"], 1, "there is no run in"),
+        ("evaluate", ["run_dir=nowhere", "format=xml"], 2, "unknown value of format: 'xml'; there are json, text"),
+    ],
+)
+def test_bad_input_gets_one_sentence(monkeypatch, capsys, tmp_path, name, arguments, status, complaint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "short.txt").write_text("abc")
+    (tmp_path / "fine.txt").write_text("abcdefghij" * 100)
+    (tmp_path / "latin1.txt").write_bytes("café".encode("latin1"))
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = knock(monkeypatch, capsys, name, *arguments)
+    assert (code, out) == (status, "")
+    assert err.startswith("error: ")
+    assert complaint in err
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_prompt_outside_the_vocabulary_is_named(door):
+    assert door("train", "model=bigram", "data=synthetic", "data.length=3000", "run_dir=here").returncode == 0
+    sampled = door("sample", "run_dir=here", "prompt=aZ")
+    assert (sampled.returncode, sampled.stdout) == (1, "")
+    assert sampled.stderr.startswith("error: character 'Z' (U+005A) at position 1 is not among the 26 characters")
+    assert len(door("sample", "run_dir=here").stdout) == 301
+
+
+def test_debugging_shows_the_traceback(door):
+    assert "Traceback" in door("sample", "run_dir=nowhere", BABYJAX_DEBUG="1").stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "shows"),
+    [
+        ("train", [], "model.n_embd=32 "),
+        ("train", ["model=bigram"], "model.smoothing=1.0 "),
+        ("sample", [], "max_new_tokens=300 "),
+        ("evaluate", [], "format=text "),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_shows_the_options(monkeypatch, capsys, name, arguments, shows, flag):
+    code, out, err = knock(monkeypatch, capsys, name, *arguments, flag)
+    assert (code, err) == (0, "")
+    assert f"usage: python -m babyjax.{name}" in out
+    assert shows in out
+
+
+def test_help_starts_no_jax():
+    program = (
+        "import sys, runpy\nsys.argv = ['train', '--help']\n"
+        "try: runpy.run_module('babyjax.train', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert 'jax' not in sys.modules and 'numpy' not in sys.modules, 'imported'"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")

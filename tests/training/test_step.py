@@ -1,0 +1,101 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from babyjax import BabyGPT, batch_at
+from babyjax.config import load_config
+from babyjax.errors import RunError
+from babyjax.training.loop import dispatches
+from babyjax.training.optimizer import make_optimizer
+from babyjax.training.step import MAX_STEPS_PER_DISPATCH, init_state, make_advance, start_key, train_step
+
+V = 7
+OPTIMIZER = make_optimizer(load_config([]).optimizer)
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, V, 500), jnp.int32)
+ADVANCE = make_advance(OPTIMIZER, seed=1, batch_size=4, block_size=5)
+
+
+def fresh_state():
+    return init_state(BabyGPT(V, 3, key=start_key(0)), OPTIMIZER)
+
+
+def test_a_step_is_adamw_on_the_gradient_of_the_batch():
+    state, batch = fresh_state(), batch_at(TOKENS, 1, 0, 4, 5)
+    after, loss = train_step(state, batch, OPTIMIZER)
+    assert int(after.step) == 1
+
+    def batch_loss(model):
+        return -jnp.take_along_axis(jax.nn.log_softmax(model(batch[0])), batch[1][..., None], axis=-1).mean()
+
+    expected_loss, gradient = jax.value_and_grad(batch_loss)(state.model)
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-6)
+    # The first AdamW step moves every weight by the learning rate against the sign of its gradient, after decay.
+    expected = jax.tree.map(lambda w, g: w * (1 - 1e-2 * 0.01) - 1e-2 * g / (jnp.abs(g) + 1e-8), state.model, gradient)
+    chex.assert_trees_all_close(after.model, expected, atol=2e-6)
+
+
+def test_advance_runs_the_steps_one_by_one():
+    state = fresh_state()
+    with jax.disable_jit():
+        expected_losses = []
+        for step in range(3):
+            state, loss = train_step(state, batch_at(TOKENS, 1, step, 4, 5), OPTIMIZER)
+            expected_losses.append(loss)
+    after, losses = ADVANCE(fresh_state(), TOKENS, 3)
+    chex.assert_shape(losses, (MAX_STEPS_PER_DISPATCH,))
+    np.testing.assert_allclose(losses[:3], expected_losses, rtol=1e-5)
+    assert not losses[3:].any()
+    chex.assert_trees_all_close(after, state, rtol=1e-4, atol=1e-5)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=5))
+def test_a_run_cut_anywhere_is_to_the_bit_the_run_that_was_not(cuts):
+    whole, losses = ADVANCE(fresh_state(), TOKENS, sum(cuts))
+    state, pieces = fresh_state(), []
+    for count in cuts:
+        state, piece = ADVANCE(state, TOKENS, count)
+        pieces.append(piece[:count])
+    chex.assert_trees_all_equal(state, whole)
+    chex.assert_trees_all_equal(jnp.concatenate(pieces), losses[: sum(cuts)])
+
+
+def test_the_state_is_donated():
+    state = fresh_state()
+    ADVANCE(state, TOKENS, 1)
+    assert state.model.lm_head.kernel[...].is_deleted()
+
+
+def test_the_random_start_shares_no_key_with_a_batch():
+    data = {bytes(np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.key(3), step)))) for step in range(1000)}
+    assert bytes(np.asarray(jax.random.key_data(start_key(3)))) not in data
+
+
+@given(steps=st.integers(1, 60), first=st.integers(1, 20), second=st.integers(1, 20))
+def test_dispatches_pause_at_every_multiple_and_at_the_end(steps, first, second):
+    def count_up(state, tokens, count):
+        return state._replace(step=state.step + count), jnp.ones(MAX_STEPS_PER_DISPATCH)
+
+    state = fresh_state()._replace(step=np.int32(0))
+    seen = [(done.step, len(done.losses)) for done in dispatches(count_up, state, TOKENS, steps, first, second)]
+    reached = [step for step, _ in seen]
+    assert {*range(first, steps + 1, first), *range(second, steps + 1, second), steps} <= set(reached)
+    assert np.cumsum([count for _, count in seen]).tolist() == reached
+    assert reached[-1] == steps
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step():
+    state = fresh_state()
+    for _ in dispatches(ADVANCE, state, TOKENS, 4):
+        pass
+
+    def diverge(state, tokens, count):
+        state, losses = ADVANCE(state, tokens, count)
+        return state, losses.at[max(0, 9 - int(state.step - count))].set(jnp.nan)
+
+    with pytest.raises(RunError, match=r"the loss became nan at step 10; a lower optimizer\.learning_rate"):
+        for _ in dispatches(diverge, fresh_state(), TOKENS, 100, 100):
+            pass
