@@ -48,10 +48,10 @@ def describe_options(options: Iterable[tuple[str, Option]]) -> str:
 
 
 def prepare_jax() -> None:
-    """Keep compiled programs in the user's cache folder, unless JAX was told of another."""
+    """Keep compiled programs, however quickly compiled, in the user's cache folder or where JAX was told to."""
     import jax
     import platformdirs
 
     if not getattr(jax.config, "jax_compilation_cache_dir", None):
         jax.config.update("jax_compilation_cache_dir", os.path.join(platformdirs.user_cache_dir("babyjax"), "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

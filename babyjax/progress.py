@@ -9,9 +9,11 @@ HEADER = "    step    train      val  above floor  tokens/s"
 
 
 def short(number: float) -> str:
-    """1234567 as "1.2M": for rates."""
-    power = next((power for power in (9, 6, 3) if number >= 10**power), 0)
-    return f"{number / 10**power:.3g}{ {0: '', 3: 'k', 6: 'M', 9: 'G'}[power] }"
+    """1234567 as "1.23M": for rates."""
+    power, unit = next(
+        ((power, unit) for power, unit in ((9, "G"), (6, "M"), (3, "k")) if number >= 10**power), (0, "")
+    )
+    return f"{number / 10**power:#.3g}".rstrip(".") + unit
 
 
 def duration(seconds: float) -> str:

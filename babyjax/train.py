@@ -6,8 +6,11 @@ import time
 from contextlib import contextmanager
 from typing import Any
 
+from rich.console import Console
+
 from babyjax.config import GROUPS, BigramConfig, Config, choices_of, load_config, options_of, save_config
 from babyjax.door import describe_options, prepare_jax, run_door
+from babyjax.progress import TrainingDisplay, duration, say
 
 
 def help_text(argv: list[str]) -> str:
@@ -40,9 +43,7 @@ def help_text(argv: list[str]) -> str:
 class Job:
     """What every way of training needs: the run directory, the tokens, and exact evaluation on both splits."""
 
-    def __init__(self, config: Config):
-        from rich.console import Console
-
+    def __init__(self, config: Config, console: Console):
         from babyjax.data.batches import split_tokens
         from babyjax.data.corpus import load_corpus, read_corpus
         from babyjax.data.tokenizer import TOKENIZERS
@@ -50,7 +51,7 @@ class Job:
         from babyjax.training.statistics import ExactEvaluator, PairCounts
 
         self.config = config
-        self.console = Console()
+        self.console = console
         self.run = RunDirectory(config.run_dir)
         held = self.run.exists() and not config.overwrite
         if config.data.path is not None:
@@ -74,9 +75,7 @@ class Job:
         self.floor = pairs.bigram_floor("train")
         self.evaluator = ExactEvaluator(pairs, self.tokenizer.byte_lengths)
 
-    def say(self, line: str = "") -> None:
-        from babyjax.progress import say
-
+    def say(self, line: str) -> None:
         say(self.console, line)
 
     def evaluate(self, model: Any) -> dict[str, float]:
@@ -91,15 +90,16 @@ class Job:
             f"{self.config.model.name} on {self.corpus.name}: {len(self.corpus.text):,} characters, "
             f"vocabulary {self.tokenizer.vocab_size:,}, {parameters:,} parameters, on {device.device_kind}"
         )
-        self.say(f"floor {self.floor:.4f} nats per token: no model of the previous token does better on these pairs")
+        self.say(f"floor {self.floor:.4f} nats per token: no model of the previous token does better here")
         if self.corpus.entropy_rate is not None:
             self.say(f"source {self.corpus.entropy_rate:.4f} nats per token: its entropy, the floor in the long run")
 
     def conclude(self, losses: dict[str, float], did: str) -> None:
         self.say(
             f"\nreached  train {losses['train']:.4f} ({losses['train'] - self.floor:+.4f} to the floor), "
-            f"val {losses['val']:.4f} nats per token, {did}"
+            f"val {losses['val']:.4f} nats per token"
         )
+        self.say(f"took     {did}")
         self.say(f"kept in  {self.config.run_dir}")
         self.say(f"next     python -m babyjax.sample run_dir={shlex.quote(self.config.run_dir)}")
 
@@ -134,8 +134,6 @@ def train_by_counting(job: Job) -> int:
     job.run.keep_rows([{"step": 1, "train_loss": losses["train"], "val_loss": losses["val"]}], after=0)
     job.run.save(TrainState(jax.numpy.int32(1), model, ()), 1, config.checkpoint.keep, losses)
     job.run.wait()
-    from babyjax.progress import duration
-
     job.conclude(losses, f"{int(counts.sum()):,} pairs counted in {duration(seconds)}")
     return 0
 
@@ -146,7 +144,6 @@ def train_by_gradient(job: Job) -> int:
     import jax.numpy as jnp
 
     from babyjax.models import make_model
-    from babyjax.progress import TrainingDisplay, duration
     from babyjax.training.loop import dispatches
     from babyjax.training.optimizer import make_optimizer
     from babyjax.training.step import init_state, make_advance, start_key
@@ -168,8 +165,9 @@ def train_by_gradient(job: Job) -> int:
     tokens = jnp.asarray(job.split.train)
     clock = time.perf_counter()
     advance = make_advance(optimizer, config.train.seed, config.train.batch_size, config.model.block_size)
-    advance = advance.lower(state, tokens, 1).compile()
-    losses = job.evaluate(state.model)
+    with job.console.status("compiling"):
+        advance = advance.lower(state, tokens, 1).compile()
+        losses = job.evaluate(state.model)
     job.say(f"compiled in {duration(time.perf_counter() - clock)}\n")
 
     step, seconds = job.saved_step, 0.0
@@ -219,8 +217,10 @@ def stop_signals():
 
 def main(argv: list[str]) -> int:
     config = load_config(argv)
-    prepare_jax()
-    job = Job(config)
+    console = Console()
+    with console.status("starting JAX, reading the corpus"):
+        prepare_jax()
+        job = Job(config, console)
     by_counting = isinstance(config.model, BigramConfig)
     if job.saved_step >= (1 if by_counting else config.train.steps):
         job.say(f"{config.run_dir} is trained already, to step {job.saved_step:,}.")

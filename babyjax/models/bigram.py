@@ -29,7 +29,9 @@ def add_pairs(counts: Counts, current: Tokens, following: Tokens) -> Counts:
     if vocab_size > MAX_FLAT_VOCAB:
         return counts.at[current, following].add(1)
     # One flattened index scatters 2 to 5 times faster on a CPU than two.
-    return counts.reshape(-1).at[current.astype(jnp.int32) * vocab_size + following].add(1).reshape(vocab_size, vocab_size)
+    return (
+        counts.reshape(-1).at[current.astype(jnp.int32) * vocab_size + following].add(1).reshape(vocab_size, vocab_size)
+    )
 
 
 @partial(jax.jit, static_argnames="vocab_size")
@@ -88,7 +90,9 @@ class Bigram(nnx.Module):
         self.smoothing = smoothing
 
     @classmethod
-    def from_tokens(cls, tokens: Integer[Array, " L"] | Integer[np.ndarray, " L"], vocab_size: int, smoothing: float = 1.0):
+    def from_tokens(
+        cls, tokens: Integer[Array, " L"] | Integer[np.ndarray, " L"], vocab_size: int, smoothing: float = 1.0
+    ):
         """Train by counting `tokens` once."""
         return cls(count_matrix(tokens, vocab_size), smoothing)
 

@@ -1,5 +1,7 @@
 """The layers the models share. They start as PyTorch's do, since the published series is written in PyTorch."""
 
+import math
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
@@ -29,5 +31,7 @@ class Linear(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "*shape D"]) -> Float[Array, "*shape E"]:
-        y = x @ self.kernel[...]
+        # As one matrix: XLA's backward pass is a third faster on a CPU than over several leading axes.
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) @ self.kernel[...]
+        y = rows.reshape(*x.shape[:-1], rows.shape[-1])
         return y if self.bias is None else y + self.bias[...]

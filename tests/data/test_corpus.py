@@ -71,7 +71,7 @@ def shakespeare_server(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus_module, "SHAKESPEARE_SHA256", digest)
 
     class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
+        def log_message(self, format, *args):
             pass
 
     server = HTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(served)))

@@ -136,7 +136,7 @@ def test_5_babygpt_trained_at_full_width_approaches_the_bigram(rng):
     assert gap(state.model) > 0.2
     state, _ = advance(state, jnp.asarray(tokens), 1000)
     probabilities = np.exp(-loss_table(state.model))
-    assert gap(state.model) < 2e-3
+    assert gap(state.model) < 5e-3
     np.testing.assert_allclose(probabilities, counts / counts.sum(axis=1, keepdims=True), atol=0.06)
 
 

@@ -1,0 +1,1 @@
+"""One folder per question: a script, its recorded result, its picture."""
