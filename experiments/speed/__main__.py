@@ -123,6 +123,15 @@ def default_run(tokens: np.ndarray, tokenizer: CharTokenizer) -> dict[str, float
     }
 
 
+def evaluation_ms(tokens: np.ndarray, tokenizer: CharTokenizer, rounds: int) -> float:
+    """Milliseconds to evaluate BabyGPT exactly on both splits, every token once."""
+    evaluator = ExactEvaluator(
+        PairCounts.from_split(split_tokens(tokens), tokenizer.vocab_size), tokenizer.byte_lengths
+    )
+    model = BabyGPT(tokenizer.vocab_size, N_EMBD, key=start_key(0))
+    return 1e3 * take_turns(rounds, babyjax=lambda: evaluator(model))["babyjax"]
+
+
 def door_times() -> dict[str, float]:
     """Seconds from the command to `--help`, and to the row of the first step, on a warm compilation cache."""
     with tempfile.TemporaryDirectory() as folder:
@@ -179,6 +188,7 @@ def main() -> None:
                 "ratio": counting["numpy"] / counting["babyjax"],
             },
             "file_to_counts_seconds": median(from_file),
+            "evaluation_ms": evaluation_ms(ids, tokenizer, 50 if small else 5),
         }
         if small:
             results[corpus.name]["default_run"] = default_run(ids, tokenizer)
@@ -209,6 +219,7 @@ def table(results: dict[str, Any]) -> str:
     row("np.bincount, ms", lambda r: f"{r['counting']['numpy_bincount_ms']:.2f}")
     row("ratio", lambda r: f"{r['counting']['ratio']:.2f} x")
     row("file to counts, compilation included, s", lambda r: f"{r['file_to_counts_seconds']:.2f}")
+    row("exact evaluation of both splits, ms", lambda r: f"{r['evaluation_ms']:.3g}")
     for name, value in corpora.items():
         if "default_run" in value:
             run = value["default_run"]

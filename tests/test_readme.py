@@ -1,0 +1,53 @@
+"""The READMEs say the same, and what they say is true."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ENGLISH, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def numbers(text):
+    return re.findall(r"\d[\d,.]*\d", text)
+
+
+@pytest.mark.parametrize("language", ["text", "python"])
+def test_both_show_the_same_transcript_and_program(language):
+    assert blocks(ENGLISH, language) == blocks(CHINESE, language) != []
+
+
+def test_both_give_the_same_commands():
+    ours, theirs = (blocks(text, "sh") for text in (ENGLISH, CHINESE))
+    assert ours[:2] == theirs[:2]
+    assert all("pip install" in command and command.count("\n") == 1 for command in ours[:2])
+
+
+def test_the_figures_are_those_on_record():
+    recorded = (ROOT / "experiments" / "speed" / "results.md").read_text(encoding="utf-8").strip()
+    assert recorded in ENGLISH
+    start = CHINESE.index("## 速度")
+    chinese = CHINESE[start : CHINESE.index("## 继续阅读")]
+    assert [n for n in numbers(chinese) if n in numbers(recorded)] == numbers(recorded)
+
+
+def test_the_program_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "program.py").write_text(blocks(ENGLISH, "python")[0], encoding="utf-8")
+    runpy.run_path(str(tmp_path / "program.py"))
+    floor, bigram, babygpt = (float(number) for number in capsys.readouterr().out.splitlines()[0].split())
+    assert 1 < floor < 3.5
+    assert bigram < 3.5 < babygpt
+
+
+def test_every_link_leads_somewhere():
+    for text in (ENGLISH, CHINESE):
+        links = re.findall(r"\]\(([^)#]+)\)", text)
+        assert links
+        assert all((ROOT / link).exists() for link in links)
