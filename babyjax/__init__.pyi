@@ -11,7 +11,7 @@ from .models.babygpt import BabyGPT as BabyGPT
 from .models.bigram import Bigram as Bigram
 from .models.bigram import count_chunks as count_chunks
 from .models.bigram import count_matrix as count_matrix
-from .training.checkpoint import load_run as load_run
+from .training.run import load_run as load_run
 from .training.statistics import ExactEvaluator as ExactEvaluator
 from .training.statistics import PairCounts as PairCounts
 from .training.statistics import count_windows as count_windows

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import yaml
 
-from babyjax.errors import ConfigError
+from babyjax.errors import ConfigError, RunError
 
 CONF = Path(__file__).parent / "conf"
 SIZE, SEED = "[1, 2e9]", "[0, 2e9]"
@@ -40,7 +40,7 @@ class BigramConfig(ModelConfig):
 
 @dataclass
 class BabyGPTConfig(ModelConfig):
-    n_embd: int = option("width of the embedding", interval="[0, 1e6]")
+    n_embd: int = option("width of the embedding", interval="[0, 2e9]")
     bias: bool = option("whether the head has a bias")
 
 
@@ -53,7 +53,7 @@ class DataConfig:
 
 @dataclass
 class SyntheticConfig(DataConfig):
-    states: int = option("characters of the Markov source", interval="[1, 20000]")
+    states: int = option("characters of the Markov source", interval="[1, 5000]")
     length: int = option("characters drawn from it", interval=SIZE)
     seed: int = option("seed of the source", interval=SEED)
 
@@ -79,7 +79,7 @@ class TrainConfig:
 @dataclass
 class CheckpointConfig:
     interval: int = option("steps between checkpoints", interval=SIZE, free=True)
-    keep: int = option("checkpoints kept, the newest", interval=SIZE, free=True)
+    keep: int = option("checkpoints kept, the newest, besides the best", interval=SIZE, free=True)
 
 
 @dataclass
@@ -248,12 +248,17 @@ def load_config(argv: list[str]) -> Config:
     return config
 
 
+def config_from_dict(values: Any) -> Config:
+    """A config from nested dictionaries. Raises `ConfigError` where an option is missing, unknown or out of range."""
+    return _with_arguments(_build(Config, values), {})
+
+
 def load_saved_config(path: Path) -> Config:
-    """The config a run directory keeps. Raises `ConfigError` where the file is not one."""
+    """The config a run directory keeps. Raises `RunError` where the file is not one."""
     try:
-        return _with_arguments(_build(Config, yaml.safe_load(path.read_text(encoding="utf-8"))), {})
+        return config_from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ConfigError, OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not the configuration of a run: {error}") from error
+        raise RunError(f"{path} is not the configuration of a run: {error}") from error
 
 
 def save_config(config: Config, path: Path) -> None:

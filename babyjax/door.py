@@ -2,10 +2,11 @@
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable
 
 from babyjax.config import Option
-from babyjax.errors import BabyjaxError
+from babyjax.errors import BabyjaxError, OutOfMemoryError
 
 
 def run_door(main: Callable[[list[str]], int | None], help_text: Callable[[list[str]], str]) -> None:
@@ -22,16 +23,25 @@ def run_door(main: Callable[[list[str]], int | None], help_text: Callable[[list[
         sys.stdout.flush()
         sys.exit(status)
     except BabyjaxError as error:
-        if os.environ.get("BABYJAX_DEBUG") == "1":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+        fail(error, error)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        fail(OutOfMemoryError("out of memory; a smaller model, batch or vocabulary may fit"), error)
+
+
+def fail(error: BabyjaxError, cause: Exception) -> None:
+    """Say what went wrong in one line and exit, or show where when debugging."""
+    if debugging():
+        raise cause
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    sys.exit(error.exit_status)
 
 
 def describe_options(options: Iterable[tuple[str, Option]]) -> str:
@@ -47,11 +57,25 @@ def describe_options(options: Iterable[tuple[str, Option]]) -> str:
     return "\n".join(f"  {left:{width}}  {right}" for left, right in rows)
 
 
+def debugging() -> bool:
+    return os.environ.get("BABYJAX_DEBUG") == "1"
+
+
+def _report_unraisable_of_main_thread(unraisable) -> None:
+    if threading.current_thread() is threading.main_thread():
+        sys.__unraisablehook__(unraisable)
+
+
 def prepare_jax() -> None:
     """Keep compiled programs, however quickly compiled, in the user's cache folder or where JAX was told to."""
+    import absl.logging
     import jax
     import platformdirs
 
     if not getattr(jax.config, "jax_compilation_cache_dir", None):
         jax.config.update("jax_compilation_cache_dir", os.path.join(platformdirs.user_cache_dir("babyjax"), "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if not debugging():
+        # A failed save reaches us as an exception. Orbax logs it too, and TensorStore's threads print tracebacks.
+        absl.logging.set_verbosity(absl.logging.FATAL)
+        sys.unraisablehook = _report_unraisable_of_main_thread

@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each message is one sentence: what was wrong and what would be right."""
+"""The errors a user can cause. Each message is one sentence or two: what was wrong and what would be right."""
 
 
 class BabyjaxError(Exception):
@@ -7,8 +7,8 @@ class BabyjaxError(Exception):
     exit_status = 1
 
 
-class ConfigError(BabyjaxError):
-    """An option that does not exist or has a value that cannot be; a door exits with status 2."""
+class ConfigError(BabyjaxError, ValueError):
+    """An option or argument that does not exist or has a value that cannot be; a door exits with status 2."""
 
     exit_status = 2
 
@@ -23,3 +23,15 @@ class TokenError(BabyjaxError, ValueError):
 
 class RunError(BabyjaxError):
     """A run directory that cannot be used as asked."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint that cannot be written, or is not what it says it is."""
+
+
+class DivergenceError(BabyjaxError):
+    """Training that left the finite numbers."""
+
+
+class OutOfMemoryError(BabyjaxError, MemoryError):
+    """Sizes that do not fit the memory of the device."""

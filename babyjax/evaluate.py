@@ -12,6 +12,7 @@ from babyjax.errors import ConfigError
 @dataclass
 class EvaluateConfig:
     run_dir: str | None = option("the run to evaluate", None)
+    step: str = option("checkpoint: newest, best (by validation loss) or a step", "newest")
     format: str = option("a table to read, or one JSON object", "text", choices=("text", "json"))
 
 
@@ -23,13 +24,13 @@ def help_text(argv: list[str]) -> str:
     )
 
 
-def evaluate(run_dir: str) -> dict[str, Any]:
+def evaluate(run_dir: str, step: str = "newest") -> dict[str, Any]:
     """The evaluation of a run, as `format=json` prints it. `bigram_floor` is in nats per token."""
     from babyjax.data.batches import split_tokens
-    from babyjax.training.checkpoint import RunDirectory, load_run
+    from babyjax.training.run import RunDirectory, load_run
     from babyjax.training.statistics import ExactEvaluator, PairCounts
 
-    run = load_run(run_dir)
+    run = load_run(run_dir, step)
     split = split_tokens(run.tokenizer.encode(RunDirectory(run_dir).corpus().text))
     pairs = PairCounts.from_split(split, run.tokenizer.vocab_size)
     losses = ExactEvaluator(pairs, run.tokenizer.byte_lengths)(run.model)
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
     if not config.run_dir:
         raise ConfigError("run_dir=DIR is missing: say which run to evaluate")
     prepare_jax()
-    result = evaluate(config.run_dir)
+    result = evaluate(config.run_dir, config.step)
     if config.format == "json":
         from babyjax.training.metrics import finite_json
 

@@ -10,6 +10,7 @@ from babyjax.errors import ConfigError
 @dataclass
 class SampleConfig:
     run_dir: str | None = option("the run to sample from", None)
+    step: str = option("checkpoint: newest, best (by validation loss) or a step", "newest")
     prompt: str = option("text to continue", "\n")
     max_new_tokens: int = option("tokens to add", 300, interval=SIZE)
     num_samples: int = option("continuations of the prompt", 1, interval="[1, 1e6]")
@@ -37,9 +38,9 @@ def main(argv: list[str]) -> None:
     import numpy as np
 
     from babyjax.generation.sampling import generate
-    from babyjax.training.checkpoint import load_run
+    from babyjax.training.run import load_run
 
-    run = load_run(config.run_dir)
+    run = load_run(config.run_dir, config.step)
     known = config.prompt != "\n" or "\n" in run.tokenizer.decode(np.arange(run.tokenizer.vocab_size))
     context = run.tokenizer.encode(config.prompt) if known else np.zeros(1, np.int32)
     tokens = generate(

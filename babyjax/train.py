@@ -2,13 +2,14 @@
 
 import shlex
 import signal
+import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from rich.console import Console
 
-from babyjax.config import GROUPS, BigramConfig, Config, choices_of, load_config, options_of, save_config
+from babyjax.config import GROUPS, BigramConfig, Config, choices_of, load_config, options_of
 from babyjax.door import describe_options, prepare_jax, run_door
 from babyjax.progress import TrainingDisplay, duration, say
 
@@ -47,33 +48,35 @@ class Job:
         from babyjax.data.batches import split_tokens
         from babyjax.data.corpus import load_corpus, read_corpus
         from babyjax.data.tokenizer import TOKENIZERS
-        from babyjax.training.checkpoint import RunDirectory
+        from babyjax.training.run import RunDirectory, describe
         from babyjax.training.statistics import ExactEvaluator, PairCounts
 
-        self.config = config
-        self.console = console
+        self.config, self.console = config, console
         self.run = RunDirectory(config.run_dir)
-        held = self.run.exists() and not config.overwrite
+        self.run.exists()
         if config.data.path is not None:
-            corpus = read_corpus(config.data.path)
+            self.corpus = read_corpus(config.data.path)
         else:
             options = {
                 key: value for key, value in vars(config.data).items() if key not in ("name", "path", "tokenizer")
             }
-            corpus = load_corpus(config.data.name, **options)
-        if held:
-            self.run.check_same_run(config, corpus)
-        self.tokenizer = TOKENIZERS[config.data.tokenizer].fit(corpus.text)
-        self.split = split_tokens(self.tokenizer.encode(corpus.text), config.model.block_size)
-        if held:
-            save_config(config, self.run.path / "config.yaml")
-        else:
-            self.run.create(config, self.tokenizer, corpus)
-        self.corpus = corpus
-        self.saved_step = max(self.run.saved_steps(), default=0)
+            self.corpus = load_corpus(config.data.name, **options)
+        self.tokenizer = TOKENIZERS[config.data.tokenizer].fit(self.corpus.text)
+        self.split = split_tokens(self.tokenizer.encode(self.corpus.text), config.model.block_size)
+        self.about = describe(config, self.tokenizer, self.corpus)
         pairs = PairCounts.from_split(self.split, self.tokenizer.vocab_size)
         self.floor = pairs.bigram_floor("train")
         self.evaluator = ExactEvaluator(pairs, self.tokenizer.byte_lengths)
+
+    def reached(self) -> int:
+        """The step a run to be continued has reached, 0 where there is none; without a checkpoint there is none."""
+        if self.config.overwrite or not self.run.exists() or not self.run.checkpoints.steps():
+            return 0
+        self.run.check_same_run(self.config, self.corpus)
+        return self.run.checkpoints.steps()[-1]
+
+    def create(self) -> None:
+        self.run.create(self.config, self.tokenizer, self.corpus)
 
     def say(self, line: str) -> None:
         say(self.console, line)
@@ -82,13 +85,13 @@ class Job:
         """Exact loss of `model` on each split, in nats per token."""
         return {name: loss.per_token for name, loss in self.evaluator(model).items()}
 
-    def introduce(self, parameters: int) -> None:
-        import jax
+    def save(self, state: Any, step: int, losses: dict[str, float]) -> None:
+        self.run.checkpoints.save(state, step, self.config.checkpoint.keep, losses, self.about)
 
-        device = jax.devices()[0]
+    def introduce(self, parameters: int, devices: str) -> None:
         self.say(
             f"{self.config.model.name} on {self.corpus.name}: {len(self.corpus.text):,} characters, "
-            f"vocabulary {self.tokenizer.vocab_size:,}, {parameters:,} parameters, on {device.device_kind}"
+            f"vocabulary {self.tokenizer.vocab_size:,}, {parameters:,} parameters, on {devices}"
         )
         self.say(f"floor {self.floor:.4f} nats per token: no model of the previous token does better here")
         if self.corpus.entropy_rate is not None:
@@ -104,17 +107,20 @@ class Job:
         self.say(f"next     python -m babyjax.sample run_dir={shlex.quote(self.config.run_dir)}")
 
 
-def train_by_counting(job: Job) -> int:
+def train_by_counting(job: Job) -> None:
     """The count bigram: one pass over the corpus, or the seed's random windows."""
     import jax
 
     from babyjax.models.bigram import Bigram, count_matrix
+    from babyjax.training.devices import require_memory
     from babyjax.training.statistics import count_windows
     from babyjax.training.step import TrainState
 
     config, vocab_size = job.config, job.tokenizer.vocab_size
     assert isinstance(config.model, BigramConfig)
-    job.introduce(vocab_size**2)
+    job.introduce(vocab_size**2, jax.devices()[0].device_kind)
+    require_memory(2 * 4 * vocab_size**2, f"a table of {vocab_size:,} x {vocab_size:,} counts")
+    job.create()
     start = time.perf_counter()
     if config.model.counting == "corpus":
         counts = count_matrix(job.split.train, vocab_size)
@@ -131,75 +137,91 @@ def train_by_counting(job: Job) -> int:
     seconds = time.perf_counter() - start
     model = Bigram(counts, config.model.smoothing)
     losses = job.evaluate(model)
-    job.run.keep_rows([{"step": 1, "train_loss": losses["train"], "val_loss": losses["val"]}], after=0)
-    job.run.save(TrainState(jax.numpy.int32(1), model, ()), 1, config.checkpoint.keep, losses)
-    job.run.wait()
-    job.conclude(losses, f"{int(counts.sum()):,} pairs counted in {duration(seconds)}")
-    return 0
+    job.run.add_rows([{"step": 1, "train_loss": losses["train"], "val_loss": losses["val"]}])
+    with closing(job.run.checkpoints):
+        job.save(TrainState(jax.numpy.int32(1), model, ()), 1, losses)
+    job.conclude(losses, f"{duration(seconds)} to count {int(counts.sum()):,} pairs")
 
 
-def train_by_gradient(job: Job) -> int:
-    """AdamW on random windows."""
+def train_by_gradient(job: Job, first_step: int, stopped: list[int]) -> None:
+    """AdamW on random windows, from `first_step` until `train.steps` or until `stopped` holds a signal."""
     import jax
-    import jax.numpy as jnp
 
     from babyjax.models import make_model
+    from babyjax.training.devices import data_mesh, program_memory, replicated, require_memory
     from babyjax.training.loop import dispatches
     from babyjax.training.optimizer import make_optimizer
+    from babyjax.training.run import check_own_files
     from babyjax.training.step import init_state, make_advance, start_key
 
-    config, steps = job.config, job.config.train.steps
-    batch_tokens = config.train.batch_size * config.model.block_size
+    config, batch_size, block_size = job.config, job.config.train.batch_size, job.config.model.block_size
+    steps, eval_interval = config.train.steps, config.train.eval_interval
+    mesh = data_mesh(batch_size)
     optimizer = make_optimizer(config.optimizer)
 
     def start():
         key = start_key(config.train.seed)
         return init_state(make_model(config.model, job.tokenizer.vocab_size, key), optimizer)
 
-    state = job.run.restore(jax.eval_shape(start), job.saved_step) if job.saved_step else jax.jit(start)()
-    job.introduce(sum(leaf.size for leaf in jax.tree.leaves(state.model)))
-    if job.saved_step:
-        job.say(f"continuing from step {job.saved_step:,}")
-    job.run.keep_rows([], after=job.saved_step)
-
-    tokens = jnp.asarray(job.split.train)
-    clock = time.perf_counter()
-    advance = make_advance(optimizer, config.train.seed, config.train.batch_size, config.model.block_size)
+    shapes = jax.eval_shape(start)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.model))
+    job.introduce(
+        parameters, f"{mesh.size} x {jax.devices()[0].device_kind}" if mesh.size > 1 else jax.devices()[0].device_kind
+    )
+    require_memory(
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)),
+        f"a model of {parameters:,} parameters",
+    )
     with job.console.status("compiling"):
+        clock = time.perf_counter()
+        state = jax.jit(start, out_shardings=replicated(mesh))()
+        tokens = jax.device_put(job.split.train, replicated(mesh))
+        advance = make_advance(optimizer, config.train.seed, batch_size, block_size, mesh)
         advance = advance.lower(state, tokens, 1).compile()
+        require_memory(program_memory(advance), f"a batch of {batch_size:,} x {block_size:,} tokens")
         losses = job.evaluate(state.model)
-    job.say(f"compiled in {duration(time.perf_counter() - clock)}\n")
+        compilation = time.perf_counter() - clock
+    if first_step:
+        saved = job.run.checkpoints.load(first_step)
+        check_own_files(saved.about, config, job.tokenizer, job.run)
+        state = saved.fill(state)
+        job.run.rewind(config, first_step)
+        job.say(f"continuing from step {first_step:,}")
+    else:
+        job.create()
+    job.say(f"compiled in {duration(compilation)}\n")
 
-    step, seconds = job.saved_step, 0.0
-    with stop_signals() as stopped, TrainingDisplay(job.console, job.saved_step, steps) as display:
-        for done in dispatches(advance, state, tokens, steps, config.train.eval_interval, config.checkpoint.interval):
-            step, last = done.step, done.step == steps
+    step, seconds = first_step, 0.0
+    with closing(job.run.checkpoints), TrainingDisplay(job.console, first_step, steps) as display:
+        for done in dispatches(advance, state, tokens, steps, eval_interval, config.checkpoint.interval):
+            step = done.step
             seconds += done.seconds
             rows = [
                 {"step": step - len(done.losses) + 1 + index, "train_loss": float(loss)}
                 for index, loss in enumerate(done.losses)
             ]
-            display.advance(step, rows[-1]["train_loss"], len(rows) * batch_tokens / done.seconds)
-            if last or step % config.train.eval_interval == 0:
+            display.advance(step, rows[-1]["train_loss"], len(rows) * batch_size * block_size / done.seconds)
+            evaluated = step == steps or step % eval_interval == 0
+            if evaluated:
                 losses = job.evaluate(done.state.model)
                 rows[-1] |= {"exact_train_loss": losses["train"], "val_loss": losses["val"]}
                 display.evaluated(step, losses["train"], losses["val"], job.floor)
-            job.run.keep_rows(rows)
-            if last or stopped or step % config.checkpoint.interval == 0:
-                job.run.save(done.state, step, config.checkpoint.keep, losses)
+            job.run.add_rows(rows)
+            if step == steps or stopped or step % config.checkpoint.interval == 0:
+                job.save(done.state, step, losses if evaluated else {})
             if stopped:
                 break
-    job.run.wait()
-    if stopped and step < steps:
-        job.say(f"\nstopped  after step {step:,}; the same command goes on from there")
-        return 128 + stopped[0]
-    job.conclude(losses, f"{steps - job.saved_step:,} steps in {duration(seconds)}")
-    return 0
+    if step < steps:
+        arguments = [argument for argument in sys.argv[1:] if argument.partition("=")[0] != "overwrite"]
+        job.say(f"\nstopped  after step {step:,}; it is saved")
+        job.say(f"next     {shlex.join(['python', '-m', 'babyjax.train', *arguments])}")
+    else:
+        job.conclude(losses, f"{duration(seconds)} for {steps - first_step:,} steps")
 
 
 @contextmanager
 def stop_signals():
-    """A list that receives SIGINT or SIGTERM when it comes; a second SIGINT interrupts at once."""
+    """A list that receives SIGINT or SIGTERM when it comes; a second one interrupts at once."""
     received: list[int] = []
 
     def handle(number, frame):
@@ -216,18 +238,34 @@ def stop_signals():
 
 
 def main(argv: list[str]) -> int:
+    from babyjax.errors import DivergenceError
+
     config = load_config(argv)
     console = Console()
     with console.status("starting JAX, reading the corpus"):
         prepare_jax()
         job = Job(config, console)
     by_counting = isinstance(config.model, BigramConfig)
-    if job.saved_step >= (1 if by_counting else config.train.steps):
-        job.say(f"{config.run_dir} is trained already, to step {job.saved_step:,}.")
-        more = "" if by_counting else f"train.steps={2 * job.saved_step} goes on, "
-        job.say(f"{more}overwrite=true starts anew; or: python -m babyjax.sample run_dir={shlex.quote(config.run_dir)}")
-        return 0
-    return train_by_counting(job) if by_counting else train_by_gradient(job)
+    with job.run.locked():
+        first_step = job.reached()
+        if first_step >= (1 if by_counting else config.train.steps):
+            job.say(f"{config.run_dir} is trained already, to step {first_step:,}.")
+            more = "" if by_counting else f"train.steps={2 * first_step} goes on, "
+            job.say(
+                f"{more}overwrite=true starts anew; or: python -m babyjax.sample run_dir={shlex.quote(config.run_dir)}"
+            )
+            return 0
+        if by_counting:
+            train_by_counting(job)
+            return 0
+        with stop_signals() as stopped:
+            try:
+                train_by_gradient(job, first_step, stopped)
+            except DivergenceError as error:
+                kept = job.run.checkpoints.steps()
+                where = f"step {kept[-1]:,} is kept in {config.run_dir}" if kept else "no step was saved before"
+                raise DivergenceError(f"{error}; {where}") from error
+            return 128 + stopped[0] if stopped else 0
 
 
 if __name__ == "__main__":

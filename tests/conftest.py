@@ -1,6 +1,8 @@
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -12,13 +14,15 @@ from babyjax.data.corpus import Corpus, read_corpus
 hypothesis.settings.register_profile("babyjax", deadline=None, max_examples=30, derandomize=True)
 hypothesis.settings.load_profile("babyjax")
 
+# Before JAX is imported: compiled programs are kept apart from the user's, for doors in this process and in others.
+_CACHE = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory):
-    """Doors started by the tests keep compiled programs apart from the user's."""
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("xla"))
+def pytest_addoption(parser: pytest.Parser):
+    parser.addoption("--kills", type=int, default=3, help="how often the kill-and-resume test kills its run")
 
 
 def shared_corpus(name: str) -> Corpus:
@@ -41,6 +45,22 @@ def songci() -> Corpus:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def knock(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run a door inside this process: `knock("train", "model=bigram")` is (exit status, stdout, stderr)."""
+
+    def run(name: str, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        monkeypatch.delitem(sys.modules, f"babyjax.{name}", raising=False)
+        with pytest.raises(SystemExit) as left:
+            runpy.run_module(f"babyjax.{name}", run_name="__main__")
+        assert isinstance(left.value.code, int)
+        out, err = capsys.readouterr()
+        return left.value.code, out, err
+
+    return run
 
 
 @pytest.fixture

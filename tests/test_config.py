@@ -15,7 +15,7 @@ from babyjax.config import (
     options_of,
     save_config,
 )
-from babyjax.errors import ConfigError
+from babyjax.errors import ConfigError, RunError
 
 
 def test_defaults_are_the_seeds():
@@ -131,7 +131,7 @@ def test_a_damaged_config_file_is_refused(tmp_path, damage):
     save_config(load_config([]), path)
     assert load_saved_config(path) == load_config([])
     path.write_text(damage(path.read_text()))
-    with pytest.raises(ConfigError, match=r"config\.yaml is not the configuration of a run"):
+    with pytest.raises(RunError, match=r"config\.yaml is not the configuration of a run"):
         load_saved_config(path)
 
 

@@ -23,6 +23,11 @@ SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/da
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
+def fingerprint(text: str) -> str:
+    """sha256 of a text's UTF-8 bytes, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Corpus:
     """A named text; `entropy_rate` in nats per character where the source is known in closed form."""
@@ -33,8 +38,8 @@ class Corpus:
 
     @cached_property
     def sha256(self) -> str:
-        """sha256 of the text's UTF-8 bytes, in hexadecimal."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        """What tells this text from every other."""
+        return fingerprint(self.text)
 
 
 def decode_text(data: bytes, source: str) -> str:

@@ -4,7 +4,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+import numpy as np
+from jaxtyping import Array, Float, Int, Integer, Key
+
+from babyjax.checks import check_tokens
+from babyjax.errors import ConfigError, TokenError
 
 
 def sample_token(
@@ -18,20 +22,30 @@ def sample_token(
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits))
 
 
-@partial(jax.jit, static_argnames=("max_new_tokens", "top_k"))
 def generate(
     model,
-    prompt: Int[Array, "B T"],
+    prompt: Integer[Array, "B T"] | Integer[np.ndarray, "B T"],
     key: Key[Array, ""],
     max_new_tokens: int,
-    temperature: Float[Array, ""] | float = 1.0,
+    temperature: float = 1.0,
     top_k: int | None = None,
 ) -> Int[Array, "B N"]:
     """`max_new_tokens` tokens after each prompt, int32[B, max_new_tokens].
 
     The model sees the last `model.receptive_field` tokens; a prompt is at least that long. Row b draws from its own
-    stream of `key`, so it is the same in a batch of any size.
+    stream of `key`, so it is the same in a batch of any size. Raises `TokenError` for a prompt too short or outside the
+    vocabulary, `ConfigError` for a setting that cannot be.
     """
+    if prompt.shape[1] < model.receptive_field:
+        raise TokenError(f"a prompt needs at least {model.receptive_field} token, this one has {prompt.shape[1]}")
+    check_tokens(np.asarray(prompt), jax.eval_shape(model, prompt).shape[-1])
+    if max_new_tokens < 0 or not temperature >= 0 or (top_k is not None and top_k < 1):
+        raise ConfigError(f"cannot draw with {max_new_tokens=}, {temperature=}, {top_k=}")
+    return _generate(model, jnp.asarray(prompt), key, max_new_tokens, temperature, top_k)
+
+
+@partial(jax.jit, static_argnames=("max_new_tokens", "top_k"))
+def _generate(model, prompt, key, max_new_tokens, temperature, top_k):
     field = model.receptive_field
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(prompt.shape[0]))
 

@@ -4,18 +4,21 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from babyjax.errors import ConfigError
 from babyjax.models.layers import Embedding, Linear
 
 
 class BabyGPT(nnx.Module):
     """`logits = embedding[tokens] @ kernel + bias`: a V x V matrix of rank n_embd, plus one row.
 
-    An `n_embd` of 0 is the unigram model: the bias alone.
+    An `n_embd` of 0 is the unigram model: the bias alone. Raises `ConfigError` for sizes that cannot be.
     """
 
     receptive_field = 1
 
     def __init__(self, vocab_size: int, n_embd: int = 32, *, bias: bool = True, key: Key[Array, ""]):
+        if vocab_size < 1 or n_embd < 0:
+            raise ConfigError(f"no model has a vocabulary of {vocab_size} and a width of {n_embd}")
         embedding_key, head_key = jax.random.split(key)
         self.token_embedding = Embedding(vocab_size, n_embd, key=embedding_key)
         self.lm_head = Linear(n_embd, vocab_size, bias=bias, key=head_key)

@@ -15,6 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Integer
 
 from babyjax.checks import check_tokens
+from babyjax.errors import ConfigError
 
 # The largest V for which every flat index x * V + y fits an int32.
 MAX_FLAT_VOCAB = 46_340
@@ -86,6 +87,8 @@ class Bigram(nnx.Module):
     receptive_field = 1
 
     def __init__(self, counts: Counts, smoothing: float = 1.0):
+        if not smoothing >= 0:
+            raise ConfigError(f"smoothing adds to counts, it cannot be {smoothing}")
         self.counts = nnx.Variable(counts)
         self.smoothing = smoothing
 

@@ -1,9 +1,10 @@
-"""The run directory: everything a run is, in one place, so that sampling and evaluation need only its path.
+"""Checkpoints: the state of a run at a step, as named arrays that say what they are.
 
-config.yaml, tokenizer.json, corpus.txt, metrics.jsonl, and steps/N: the state after N steps, written by Orbax as plain
-arrays. `config.yaml` is written last: a directory without it holds no run.
+steps/N is complete or absent: Orbax writes under another name and renames at the end. Beside the arrays stand the
+sha256 of each and a description of the run. Nothing is pickled.
 """
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -11,14 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from babyjax.config import Config, differences, load_saved_config, save_config
-from babyjax.data.corpus import Corpus, read_corpus
-from babyjax.data.tokenizer import ByteTokenizer, CharTokenizer, tokenizer_from_json
-from babyjax.errors import RunError
-from babyjax.models import make_model
-from babyjax.training.metrics import append_rows, drop_rows_after
+from babyjax.errors import CheckpointError, DivergenceError
 
-FILES = ("config.yaml", "tokenizer.json", "corpus.txt", "metrics.jsonl", "steps")
 SCHEMA_VERSION = 1
 
 Tree = TypeVar("Tree")
@@ -35,136 +30,152 @@ def _names(path: tuple) -> list[str]:
     return names[:-1] if names[-1] == "value" else names  # an nnx.Variable's only child
 
 
-class RunDirectory:
-    """Reads and writes one run. `path` need not exist."""
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser().resolve()  # Orbax asks for absolute paths
-        self._metrics = self.path / "metrics.jsonl"
-        self._steps = self.path / "steps"
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return text if len(text) < 200 else f"{text[:60]} ... {text[-120:]}"  # TensorStore says what happened last
+
+
+class Saved(NamedTuple):
+    """A checkpoint as read: its arrays by name, and what it says of itself."""
+
+    path: Path
+    arrays: dict[str, np.ndarray]
+    about: dict[str, Any]
+
+    def fill(self, template: Tree, part: str = "") -> Tree:
+        """The arrays in the structure of `template`, a pytree of arrays (whose devices they then take) or of shapes.
+
+        `part` is the path of `template` in what was saved. Raises `CheckpointError` where a name or a shape differs.
+        """
+        wanted = named_arrays({part: template} if part else template)
+        for name, leaf in wanted.items():
+            found = self.arrays.get(name)
+            if found is None or (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
+                has = "nothing" if found is None else f"{found.dtype}{list(found.shape)}"
+                wants = f"{leaf.dtype}{list(leaf.shape)}"
+                raise CheckpointError(f"{self.path} does not fit: {name} should be {wants}, it has {has}")
+        leaves = [jax.device_put(self.arrays[name], getattr(leaf, "sharding", None)) for name, leaf in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+class Checkpoints:
+    """The checkpoints in a folder, `folder`/STEP each."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder  # absolute: Orbax asks for it
         self._saving: Any = None
+        self._val_losses: dict[int, float | None] = {}
 
-    def exists(self) -> bool:
-        """Whether there is a run here. Raises `RunError` where there is something else."""
-        if self.path.is_dir():
-            if (self.path / "config.yaml").is_file():
-                return True
-            if strangers := sorted(item.name for item in self.path.iterdir() if item.name not in FILES):
-                raise RunError(f"{self.path} holds no run but other files ({strangers[0]}); use another run_dir")
-        elif self.path.exists():
-            raise RunError(f"run_dir={self.path} is a file; it must be a folder")
-        return False
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, ascending."""
+        return sorted(int(item.name) for item in self.folder.glob("*") if item.name.isdecimal())
 
-    def create(self, config: Config, tokenizer: CharTokenizer | ByteTokenizer, corpus: Corpus) -> None:
-        """Start a run here, in place of any that was."""
-        try:
-            for name in FILES:
-                item = self.path / name
-                shutil.rmtree(item) if item.is_dir() else item.unlink(missing_ok=True)
-            self._steps.mkdir(parents=True)
-            (self.path / "corpus.txt").write_text(corpus.text, encoding="utf-8", newline="\n")
-            (self.path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-            save_config(config, self.path / "config.yaml")
-        except OSError as error:
-            raise RunError(f"cannot write the run directory {self.path}: {error.strerror}") from None
+    def best(self) -> int | None:
+        """The step with the lowest validation loss among those evaluated, None where there is none."""
+        losses = [(loss, step) for step in self.steps() if (loss := self._val_loss(step)) is not None]
+        return min(losses)[1] if losses else None
 
-    def config(self) -> Config:
-        """The configuration of the run. Raises `RunError` where there is none."""
-        if not self.exists():
-            raise RunError(f"there is no run in {self.path}; train one with run_dir={self.path}")
-        return load_saved_config(self.path / "config.yaml")
+    def _val_loss(self, step: int) -> float | None:
+        if step not in self._val_losses:
+            try:
+                self._val_losses[step] = self._read_about(step)["losses"].get("val")
+            except CheckpointError:  # named when it is asked for
+                self._val_losses[step] = None
+        return self._val_losses[step]
 
-    def tokenizer(self) -> CharTokenizer | ByteTokenizer:
-        """The tokenizer the run was trained with."""
-        return tokenizer_from_json(read_corpus(self.path / "tokenizer.json").text)
+    def remove_unfinished(self) -> None:
+        """Remove what a process that died while saving has left."""
+        for item in self.folder.glob("*"):
+            if not item.name.isdecimal():
+                shutil.rmtree(item, ignore_errors=True)
 
-    def corpus(self) -> Corpus:
-        """The text the run was trained on."""
-        return Corpus(self.config().data.name, read_corpus(self.path / "corpus.txt").text)
+    def save(self, state: Any, step: int, keep: int, losses: dict[str, float], about: dict[str, Any]) -> None:
+        """Write `state` as step `step`, in the background. `losses` are those evaluated at this step, if any.
 
-    def check_same_run(self, config: Config, corpus: Corpus) -> None:
-        """Raises `RunError` naming what differs where `config` and `corpus` are not those of the run here."""
-        differing = differences(config, self.config())
-        if not differing and corpus.sha256 != (theirs := self.corpus().sha256):
-            differing = [f"the corpus has sha256 {theirs[:12]} there, {corpus.sha256[:12]} here"]
-        if differing:
-            raise RunError(
-                f"{self.path} holds another run: {'; '.join(differing)}. "
-                "Use another run_dir=, or overwrite=true to start anew"
-            )
-
-    def keep_rows(self, rows: list[dict[str, Any]], after: int | None = None) -> None:
-        """Add rows to metrics.jsonl; with `after`, the rows of later steps are dropped first."""
-        if after is not None:
-            drop_rows_after(self._metrics, after)
-        append_rows(self._metrics, rows)
-
-    def saved_steps(self) -> list[int]:
-        """Steps with a complete checkpoint, ascending: Orbax names a step only when all of it is written."""
-        return sorted(int(item.name) for item in self._steps.glob("*") if item.name.isdecimal())
-
-    def save(self, state: Any, step: int, keep: int, losses: dict[str, float] | None = None) -> None:
-        """Write `state` as steps/`step`, in the background; once it is there, all but the newest `keep` are dropped."""
+        Once it is complete, all but the newest `keep` and the one of lowest validation loss are dropped. Raises
+        `DivergenceError` where a number is not finite, `CheckpointError` where this or the last could not be written.
+        """
         from orbax.checkpoint import v1 as ocp  # takes a second to import, and a first step need not wait for it
 
         self.wait()
         # Copies: the next step is given the buffers of this one while Orbax is still writing.
         arrays = {name: np.array(leaf) for name, leaf in named_arrays(state).items()}
-        metadata = {"schema_version": SCHEMA_VERSION, "step": step, "losses": losses or {}}
-        self._saving = (
-            ocp.save_async(str(self._steps / str(step)), arrays, overwrite=True, custom_metadata=metadata),
-            keep,
-        )
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise DivergenceError(f"{name} is no longer finite after step {step}")
+        about = {
+            "schema_version": SCHEMA_VERSION,
+            "step": step,
+            "losses": losses,
+            **about,
+            "sha256": {name: _digest(array) for name, array in arrays.items()},
+        }
+        path = self.folder / str(step)
+        try:
+            response = ocp.save_async(str(path), arrays, overwrite=True, custom_metadata=about)
+        except Exception as error:
+            raise self._not_written(step, error) from error
+        self._saving = response, step, keep
+        self._val_losses[step] = losses.get("val")
 
     def wait(self) -> None:
-        """Return when the checkpoint being written is complete. Raises `RunError` where it could not be written."""
+        """Return when the checkpoint being written is complete. Raises `CheckpointError` where it cannot be written."""
         if self._saving is None:
             return
-        (response, keep), self._saving = self._saving, None
+        (response, step, keep), self._saving = self._saving, None
         try:
             response.result()
-        except OSError as error:
-            raise RunError(f"cannot write a checkpoint in {self._steps}: {error.strerror or error}") from error
-        for old in self.saved_steps()[:-keep]:
-            shutil.rmtree(self._steps / str(old))
+        except Exception as error:
+            raise self._not_written(step, error) from error
+        if step not in self.steps():
+            raise self._not_written(step, OSError("it is not there"))
+        kept = {*self.steps()[-keep:], self.best()}
+        for old in set(self.steps()) - kept:
+            shutil.rmtree(self.folder / str(old), ignore_errors=True)
 
-    def restore(self, template: Tree, step: int, part: str = "") -> Tree:
-        """The arrays of steps/`step` in the structure of `template`, a pytree of arrays or of their shapes.
+    def close(self) -> None:
+        """Finish what is being written."""
+        self.wait()
 
-        `part` is the path of `template` in what was saved. Raises `RunError` where names, shapes or types differ.
-        """
+    def _not_written(self, step: int, error: Exception) -> CheckpointError:
+        earlier = [saved for saved in self.steps() if saved != step]
+        left = f"step {earlier[-1]:,} is kept" if earlier else "no earlier step was saved"
+        return CheckpointError(
+            f"cannot write the checkpoint of step {step:,} in {self.folder} ({_reason(error)}); {left}"
+        )
+
+    def _read_about(self, step: int) -> dict[str, Any]:
         from orbax.checkpoint import v1 as ocp
 
-        folder = self._steps / str(step)
+        path = self.folder / str(step)
         try:
-            saved = ocp.metadata(str(folder)).metadata
-            arrays = ocp.load(str(folder), {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in saved.items()})
+            about = ocp.metadata(str(path)).custom_metadata
         except Exception as error:  # Orbax raises many kinds for a damaged checkpoint
-            raise RunError(f"{folder} is not a checkpoint that can be read ({type(error).__name__})") from error
-        wanted = named_arrays({part: template} if part else template)
-        for name, leaf in wanted.items():
-            found = arrays.get(name)
-            if found is None or (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
-                has = "nothing" if found is None else f"{found.dtype}{list(found.shape)}"
-                raise RunError(f"{folder} does not fit: {name} should be {leaf.dtype}{list(leaf.shape)}, it has {has}")
-        return jax.tree.unflatten(jax.tree.structure(template), [jax.device_put(arrays[name]) for name in wanted])
+            raise self._not_readable(path, error) from error
+        if not isinstance(about, dict) or about.get("schema_version") != SCHEMA_VERSION or about.get("step") != step:
+            raise CheckpointError(f"{path} is not a checkpoint of this version of babyjax at step {step}")
+        return about
 
+    def load(self, step: int) -> Saved:
+        """Read step `step` into host memory. Raises `CheckpointError` for one that is damaged, changed or foreign."""
+        from orbax.checkpoint import v1 as ocp
 
-class Run(NamedTuple):
-    """A trained model and what it needs to be used."""
+        path, about = self.folder / str(step), self._read_about(step)
+        try:
+            saved = ocp.metadata(str(path)).metadata
+            arrays = ocp.load(str(path), {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in saved.items()})
+        except Exception as error:
+            raise self._not_readable(path, error) from error
+        changed = [name for name, array in arrays.items() if about["sha256"].get(name) != _digest(array)]
+        if changed or arrays.keys() != about["sha256"].keys():
+            raise CheckpointError(f"{path} was changed after it was written: {(*changed, 'the list of arrays')[0]}")
+        return Saved(path, arrays, about)
 
-    config: Config
-    tokenizer: CharTokenizer | ByteTokenizer
-    model: Any
-    step: int
-
-
-def load_run(path: str | Path) -> Run:
-    """The newest checkpoint of a run directory. Raises `RunError` where there is none."""
-    directory = RunDirectory(path)
-    config, tokenizer = directory.config(), directory.tokenizer()
-    steps = directory.saved_steps()
-    if not steps:
-        raise RunError(f"the run in {directory.path} has no checkpoint yet; train it first")
-    template = jax.eval_shape(lambda: make_model(config.model, tokenizer.vocab_size, jax.random.key(0)))
-    return Run(config, tokenizer, directory.restore(template, steps[-1], "model"), steps[-1])
+    def _not_readable(self, path: Path, error: Exception) -> CheckpointError:
+        earlier = [step for step in self.steps() if step < int(path.name)]
+        hint = f"; without that folder, step {earlier[-1]:,} would be used" if earlier else ""
+        return CheckpointError(f"{path} is not a checkpoint that can be read ({type(error).__name__}){hint}")

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from babyjax.errors import RunError
+from babyjax.errors import DivergenceError
 from babyjax.training.step import MAX_STEPS_PER_DISPATCH, TrainState
 
 # A dispatch should last about this long: short enough for a live display and a prompt answer to Ctrl-C.
@@ -36,7 +36,7 @@ def dispatches(
 ) -> Iterator[Dispatch]:
     """Train from `state.step` to `steps`, pausing at least at every multiple of each of `intervals`.
 
-    A yielded state is gone, donated, once the next is asked for. Raises `RunError` at a loss that is not finite.
+    A yielded state is gone, donated, once the next is asked for. Raises `DivergenceError` at a loss that is not finite.
     """
     step, count = int(state.step), 8
     while step < steps:
@@ -48,7 +48,7 @@ def dispatches(
         seconds = time.perf_counter() - start
         if not np.isfinite(losses).all():
             bad = int(np.argmin(np.isfinite(losses)))
-            raise RunError(
+            raise DivergenceError(
                 f"the loss became {losses[bad]} at step {step + bad + 1}; a lower optimizer.learning_rate may help"
             )
         step += count

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Wrapped
 from jaxtyping import Array, Float, Int, Key
 
@@ -49,11 +50,14 @@ def start_key(seed: int) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
 
 
-def make_advance(optimizer: optax.GradientTransformation, seed: int, batch_size: int, block_size: int) -> Wrapped:
+def make_advance(
+    optimizer: optax.GradientTransformation, seed: int, batch_size: int, block_size: int, mesh: Mesh | None = None
+) -> Wrapped:
     """`advance(state, tokens, count)`: `count` steps in one dispatch, and their losses in the first `count` places.
 
     `state` is donated. `count` is an argument of the program and not of its shape: a single compilation serves any
-    number of steps, so results do not depend, to the bit, on how a run is cut into dispatches.
+    number of steps, so results do not depend, to the bit, on how a run is cut into dispatches. With a `mesh` each of
+    its devices works on its part of the batch.
     """
 
     @partial(jax.jit, donate_argnums=0)
@@ -61,6 +65,8 @@ def make_advance(optimizer: optax.GradientTransformation, seed: int, batch_size:
         def body(index, carry):
             state, losses = carry
             batch = batch_at(tokens, seed, state.step, batch_size, block_size)
+            if mesh is not None:
+                batch = jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec("data")))
             state, loss = train_step(state, batch, optimizer)
             return state, losses.at[index].set(loss)
 

@@ -1,20 +1,21 @@
+import errno
 import json
+import shutil
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
-from babyjax import BabyGPT, CharTokenizer, Corpus, load_run
+from babyjax import BabyGPT
 from babyjax.config import load_config
-from babyjax.errors import ConfigError, RunError
-from babyjax.training.checkpoint import RunDirectory, named_arrays
+from babyjax.errors import CheckpointError, DivergenceError
+from babyjax.training.checkpoint import Checkpoints, named_arrays
 from babyjax.training.optimizer import make_optimizer
 from babyjax.training.step import init_state
 
-CORPUS = Corpus("mine", "abcd" * 30)
-TOKENIZER = CharTokenizer.fit(CORPUS.text)
 OPTIMIZER = make_optimizer(load_config([]).optimizer)
 
 
@@ -22,16 +23,16 @@ def state_of(seed, n_embd=32):
     return init_state(BabyGPT(4, n_embd, key=jax.random.key(seed)), OPTIMIZER)
 
 
-def config_of(path, *arguments):
-    return load_config([f"run_dir={path}", "data.path=mine.txt", *arguments])
-
-
 @pytest.fixture
-def run(tmp_path):
-    run = RunDirectory(tmp_path / "run")
-    assert not run.exists()
-    run.create(config_of(run.path), TOKENIZER, CORPUS)
-    return run
+def checkpoints(tmp_path):
+    (tmp_path / "steps").mkdir()
+    return Checkpoints(tmp_path / "steps")
+
+
+def save(checkpoints, *steps, keep=9, **losses):
+    for step in steps:
+        checkpoints.save(state_of(step), step, keep, losses, {})
+    checkpoints.wait()
 
 
 def test_names_are_paths_without_the_variables_own():
@@ -42,100 +43,144 @@ def test_names_are_paths_without_the_variables_own():
     }
 
 
-def test_what_is_saved_is_restored_to_the_bit(run):
+def test_what_is_saved_is_restored_to_the_bit(checkpoints):
+    save(checkpoints, 7)
+    assert checkpoints.steps() == [7]
+    saved = checkpoints.load(7)
+    chex.assert_trees_all_equal(saved.fill(jax.eval_shape(lambda: state_of(1))), state_of(7))
+    chex.assert_trees_all_equal(saved.fill(state_of(1).model, "model"), state_of(7).model)
+
+
+def test_the_newest_are_kept_and_the_best_by_validation_loss(checkpoints):
+    for step, loss in [(10, 3.0), (20, 1.0), (30, None), (40, 2.0), (50, None)]:
+        save(checkpoints, step, keep=2, **({} if loss is None else {"val": loss}))
+    assert checkpoints.steps() == [20, 40, 50]
+    again = Checkpoints(checkpoints.folder)  # as a process that continues
+    assert again.best() == 20
+    save(again, 60, keep=1, val=0.5)
+    assert again.steps() == [60]
+
+
+def test_a_checkpoint_is_of_the_moment_of_saving_though_its_buffers_are_given_away(checkpoints):
     state = state_of(0)
-    run.save(state, 7, keep=2)
-    run.wait()
-    assert run.saved_steps() == [7]
-    chex.assert_trees_all_equal(run.restore(jax.eval_shape(lambda: state_of(1)), 7), state)
-    loaded = load_run(run.path)
-    assert loaded.step == 7
-    chex.assert_trees_all_equal(loaded.model, state.model)
-    assert (loaded.tokenizer, loaded.config) == (TOKENIZER, config_of(run.path))
-    assert run.corpus() == CORPUS
-
-
-def test_the_newest_are_kept(run):
-    for step in (10, 9, 100, 20):
-        run.save(state_of(step), step, keep=2)
-    run.wait()
-    assert run.saved_steps() == [20, 100]
-    chex.assert_trees_all_equal(run.restore(state_of(0), 20), state_of(20))
-
-
-def test_a_checkpoint_is_of_the_moment_of_saving_though_its_buffers_are_given_away(run):
-    state = state_of(0)
-    expected = jax.tree.map(np.array, state)
-    run.save(state, 1, keep=1)
+    checkpoints.save(state, 1, 1, {}, {})
     jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)(state)
-    run.wait()
-    chex.assert_trees_all_equal(run.restore(expected, 1), expected)
+    checkpoints.wait()
+    chex.assert_trees_all_equal(checkpoints.load(1).fill(state_of(5)), state_of(0))
 
 
-def test_another_shape_is_refused_by_name(run):
-    run.save(state_of(0), 1, keep=1)
-    run.wait()
-    with pytest.raises(RunError, match=r"model/lm_head/kernel should be float32\[3, 4\], it has float32\[32, 4\]"):
-        run.restore(state_of(0, n_embd=3), 1)
-    with pytest.raises(RunError, match=r"other should be .* it has nothing"):
-        run.restore({"other": jnp.zeros(3)}, 1)
+def test_what_a_dead_process_left_is_removed_and_complete_steps_are_not(checkpoints):
+    save(checkpoints, 1)
+    (checkpoints.folder / "2.orbax-checkpoint-tmp-123").mkdir()
+    assert checkpoints.steps() == [1]
+    checkpoints.remove_unfinished()
+    assert [item.name for item in checkpoints.folder.iterdir()] == ["1"]
 
 
-def test_a_damaged_checkpoint_is_named(run):
-    run.save(state_of(0), 1, keep=1)
-    run.wait()
-    for file in (run.path / "steps" / "1").rglob("manifest.ocdbt"):
-        file.write_bytes(b"damaged")
-    with pytest.raises(RunError, match="steps/1 is not a checkpoint that can be read"):
-        load_run(run.path)
+def test_another_shape_or_name_is_refused(checkpoints):
+    save(checkpoints, 1)
+    saved = checkpoints.load(1)
+    with pytest.raises(
+        CheckpointError, match=r"model/lm_head/kernel should be float32\[3, 4\], it has float32\[32, 4\]"
+    ):
+        saved.fill(state_of(0, n_embd=3))
+    with pytest.raises(CheckpointError, match=r"other should be .* it has nothing"):
+        saved.fill({"other": jnp.zeros(3)})
+    with pytest.raises(CheckpointError, match=r"step should be float32\[\], it has int32\[\]"):
+        saved.fill({"step": jnp.zeros(())})
 
 
-def test_a_folder_without_a_run_is_told_from_one_with_other_files(tmp_path):
-    with pytest.raises(RunError, match=r"there is no run in .*nowhere"):
-        load_run(tmp_path / "nowhere")
-    (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(RunError, match=r"holds no run but other files \(thesis\.tex\)"):
-        RunDirectory(tmp_path).exists()
-    with pytest.raises(RunError, match="is a file; it must be a folder"):
-        RunDirectory(tmp_path / "thesis.tex").exists()
+def truncate(folder):
+    for path in folder.rglob("d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def test_a_run_without_a_checkpoint_or_with_a_damaged_config_says_so(run):
-    with pytest.raises(RunError, match="has no checkpoint yet"):
-        load_run(run.path)
-    (run.path / "config.yaml").write_text("model: 3")
-    with pytest.raises(ConfigError, match=r"config\.yaml is not the configuration"):
-        load_run(run.path)
+def remove_arrays(folder):
+    shutil.rmtree(folder / "state")
 
 
-def test_only_the_same_run_may_be_continued(run):
-    run.check_same_run(config_of(run.path, "train.steps=9", "data.path=elsewhere/mine.txt"), CORPUS)
-    with pytest.raises(RunError, match=r"holds another run: model\.n_embd is 32 there, 5 here"):
-        run.check_same_run(config_of(run.path, "model.n_embd=5"), CORPUS)
-    with pytest.raises(RunError, match="the corpus has sha256 "):
-        run.check_same_run(config_of(run.path), Corpus("mine", "other" * 30))
+def damage_metadata(folder):
+    (folder / "_CHECKPOINT_METADATA").write_text("{")
 
 
-def test_starting_anew_removes_the_run_and_nothing_else(run):
-    run.save(state_of(0), 1, keep=1)
-    run.wait()
-    run.keep_rows([{"step": 1}])
-    (run.path / "notes.md").write_text("mine")
-    run.create(config_of(run.path), TOKENIZER, CORPUS)
-    assert run.saved_steps() == []
-    assert sorted(item.name for item in run.path.iterdir()) == [
-        "config.yaml",
-        "corpus.txt",
-        "notes.md",
-        "steps",
-        "tokenizer.json",
-    ]
+def remove_everything(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
 
 
-def test_rows_after_the_checkpoint_are_dropped_and_infinity_is_null(run):
-    run.keep_rows([{"step": 1, "train_loss": 2.5}, {"step": 2, "train_loss": float("inf")}, {"step": 3}])
-    with (run.path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "tr')  # the process was killed here
-    run.keep_rows([{"step": 3, "train_loss": 1.0}], after=2)
-    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    assert rows == [{"step": 1, "train_loss": 2.5}, {"step": 2, "train_loss": None}, {"step": 3, "train_loss": 1.0}]
+@pytest.mark.parametrize("damage", [truncate, remove_arrays, damage_metadata, remove_everything])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_too(checkpoints, damage):
+    save(checkpoints, 1, 2)
+    damage(checkpoints.folder / "2")
+    with pytest.raises(CheckpointError, match=r"steps/2 is not a checkpoint"):
+        checkpoints.load(2)
+    chex.assert_trees_all_equal(checkpoints.load(1).fill(state_of(0)), state_of(1))
+    save(checkpoints, 3, val=1.0)  # a damaged neighbour does not stop a run
+    assert checkpoints.best() == 3
+
+
+def test_edited_arrays_are_noticed(checkpoints):
+    save(checkpoints, 1)
+    about = checkpoints.load(1).about
+    arrays = {name: np.array(leaf) for name, leaf in named_arrays(state_of(1)).items()}
+    arrays["model/lm_head/bias"][2] += 1e-6
+    ocp.save(str(checkpoints.folder / "1"), arrays, overwrite=True, custom_metadata=about)
+    with pytest.raises(CheckpointError, match="was changed after it was written: model/lm_head/bias"):
+        checkpoints.load(1)
+    del arrays["model/lm_head/bias"]
+    ocp.save(str(checkpoints.folder / "1"), arrays, overwrite=True, custom_metadata=about)
+    with pytest.raises(CheckpointError, match="was changed after it was written: the list of arrays"):
+        checkpoints.load(1)
+
+
+@pytest.mark.parametrize("about", [None, {}, {"schema_version": 99, "step": 1}, {"schema_version": 1, "step": 2}])
+def test_a_foreign_checkpoint_is_told(checkpoints, about):
+    ocp.save(str(checkpoints.folder / "1"), {"w": np.zeros(3)}, custom_metadata=about)
+    with pytest.raises(CheckpointError, match="steps/1 is not a checkpoint of this version of babyjax at step 1"):
+        checkpoints.load(1)
+
+
+def test_a_number_that_is_not_finite_is_not_saved(checkpoints):
+    save(checkpoints, 1)
+    state = state_of(2)
+    state.model.lm_head.bias[...] = jnp.full(4, jnp.inf)
+    with pytest.raises(DivergenceError, match="model/lm_head/bias is no longer finite after step 2"):
+        checkpoints.save(state, 2, 9, {}, {})
+    assert checkpoints.steps() == [1]
+
+
+@pytest.mark.parametrize("when", ["at once", "in the background"])
+def test_a_save_that_fails_leaves_the_earlier_steps(checkpoints, monkeypatch, when):
+    save(checkpoints, 1)
+
+    class Failing:
+        def result(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def save_async(*_, **__):
+        return Failing() if when == "in the background" else Failing().result()
+
+    monkeypatch.setattr(ocp, "save_async", save_async)
+    with pytest.raises(CheckpointError, match=r"checkpoint of step 2 .*No space left on device\); step 1 is kept"):
+        save(checkpoints, 2)
+    monkeypatch.undo()
+    chex.assert_trees_all_equal(checkpoints.load(1).fill(state_of(0)), state_of(1))
+
+
+def test_a_save_that_fails_without_saying_so_is_noticed(checkpoints, monkeypatch):
+    class Silent:
+        def result(self):
+            pass
+
+    monkeypatch.setattr(ocp, "save_async", lambda *_, **__: Silent())
+    with pytest.raises(CheckpointError, match=r"cannot write .*it is not there\); no earlier step was saved"):
+        save(checkpoints, 1)
+
+
+def test_nothing_is_pickled(checkpoints):
+    save(checkpoints, 1)
+    for path in (checkpoints.folder / "1").rglob("*"):
+        if path.is_file():
+            assert not path.name.endswith((".pkl", ".pickle"))
+            assert path.read_bytes()[:1] != b"\x80"
+    assert json.loads((checkpoints.folder / "1" / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]["step"] == 1

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from babyjax import BabyGPT, batch_at
 from babyjax.config import load_config
-from babyjax.errors import RunError
+from babyjax.errors import DivergenceError
 from babyjax.training.loop import dispatches
 from babyjax.training.optimizer import make_optimizer
 from babyjax.training.step import MAX_STEPS_PER_DISPATCH, init_state, make_advance, start_key, train_step
@@ -96,6 +96,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step():
         state, losses = ADVANCE(state, tokens, count)
         return state, losses.at[max(0, 9 - int(state.step - count))].set(jnp.nan)
 
-    with pytest.raises(RunError, match=r"the loss became nan at step 10; a lower optimizer\.learning_rate"):
+    with pytest.raises(DivergenceError, match=r"the loss became nan at step 10; a lower optimizer\.learning_rate"):
         for _ in dispatches(diverge, fresh_state(), TOKENS, 100, 100):
             pass

@@ -1,0 +1,193 @@
+"""The run directory: everything a run is, in one place, so that sampling and evaluation need only its path.
+
+config.yaml, tokenizer.json, corpus.txt, metrics.jsonl and steps/. `config.yaml` is written last: a folder without it
+holds no run. One process at a time may train in it.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from filelock import FileLock, Timeout
+
+from babyjax.config import Config, config_from_dict, differences, load_saved_config, save_config
+from babyjax.data.corpus import Corpus, fingerprint, read_corpus
+from babyjax.data.tokenizer import ByteTokenizer, CharTokenizer, tokenizer_from_json
+from babyjax.errors import ConfigError, RunError
+from babyjax.models import make_model
+from babyjax.training.checkpoint import Checkpoints
+from babyjax.training.metrics import append_rows, rewind_rows
+
+FILES = ("config.yaml", "tokenizer.json", "corpus.txt", "metrics.jsonl", "metrics.tmp", "steps")
+LOCK = ".lock"
+
+
+class RunDirectory:
+    """Reads and writes one run. `path` need not exist."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser().resolve()
+        self.checkpoints = Checkpoints(self.path / "steps")
+        self._metrics = self.path / "metrics.jsonl"
+
+    def exists(self) -> bool:
+        """Whether there is a run here. Raises `RunError` where there is something else."""
+        if self.path.is_dir():
+            if (self.path / "config.yaml").is_file():
+                return True
+            if strangers := sorted({item.name for item in self.path.iterdir()} - {*FILES, LOCK}):
+                raise RunError(f"{self.path} holds no run but other files ({strangers[0]}); use another run_dir")
+        elif self.path.exists():
+            raise RunError(f"run_dir={self.path} is a file; it must be a folder")
+        return False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training here. The system drops the lock of a process that dies."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / LOCK, timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise RunError(f"another process is training in {self.path}; wait for it or use another run_dir") from None
+        except NotImplementedError:  # a file system without locks, some network mounts: trust the user
+            yield
+            return
+        except OSError as error:
+            raise self._cannot_write(error) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def create(self, config: Config, tokenizer: CharTokenizer | ByteTokenizer, corpus: Corpus) -> None:
+        """Start a run here, in place of any that was. Raises `RunError` where that cannot be written."""
+        try:
+            for name in FILES:
+                item = self.path / name
+                shutil.rmtree(item) if item.is_dir() else item.unlink(missing_ok=True)
+            self.checkpoints.folder.mkdir(parents=True)
+            (self.path / "corpus.txt").write_text(corpus.text, encoding="utf-8", newline="\n")
+            (self.path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+            save_config(config, self.path / "config.yaml")
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def check_same_run(self, config: Config, corpus: Corpus) -> None:
+        """Raises `RunError` naming what differs where `config` and `corpus` are not those of the run here."""
+        differing = differences(config, self.config())
+        if not differing and corpus.sha256 != (theirs := self.corpus().sha256):
+            differing = [f"the corpus has sha256 {theirs[:12]} there, {corpus.sha256[:12]} here"]
+        if differing:
+            raise RunError(
+                f"{self.path} holds another run: {'; '.join(differing)}. "
+                "Use another run_dir=, or overwrite=true to start anew"
+            )
+
+    def rewind(self, config: Config, step: int) -> None:
+        """Make the files what they were when step `step` was reached. Raises `RunError` where that cannot be."""
+        try:
+            self.checkpoints.remove_unfinished()
+            save_config(config, self.path / "config.yaml")
+            rewind_rows(self._metrics, step, config.train.eval_interval)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def add_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Add rows to metrics.jsonl. Raises `RunError` where that cannot be written."""
+        try:
+            append_rows(self._metrics, rows)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def _cannot_write(self, error: OSError) -> RunError:
+        return RunError(f"cannot write in the run directory {self.path}: {error.strerror or error}")
+
+    def config(self) -> Config:
+        """The configuration of the run. Raises `RunError` where there is none."""
+        if not self.exists():
+            raise RunError(f"there is no run in {self.path}; train one with run_dir={self.path}")
+        return load_saved_config(self.path / "config.yaml")
+
+    def tokenizer(self) -> CharTokenizer | ByteTokenizer:
+        """The tokenizer the run was trained with."""
+        return tokenizer_from_json(read_corpus(self.path / "tokenizer.json").text)
+
+    def corpus(self) -> Corpus:
+        """The text the run was trained on."""
+        return Corpus(self.config().data.name, read_corpus(self.path / "corpus.txt").text)
+
+    def choose_step(self, which: str) -> int:
+        """The step meant by "newest", "best" or a number. Raises `RunError` where there is no such checkpoint."""
+        steps = self.checkpoints.steps()
+        if not steps:
+            raise RunError(f"the run in {self.path} has no checkpoint yet; train it first")
+        if which == "newest":
+            return steps[-1]
+        if which == "best":
+            best = self.checkpoints.best()
+            return steps[-1] if best is None else best
+        if which.isdecimal() and int(which) in steps:
+            return int(which)
+        raise RunError(
+            f"there is no checkpoint of step {which!r}; there are newest, best, {', '.join(map(str, steps))}"
+        )
+
+
+def describe(config: Config, tokenizer: CharTokenizer | ByteTokenizer, corpus: Corpus) -> dict[str, Any]:
+    """What a checkpoint says of its run."""
+    return {
+        "config": asdict(config),
+        "tokenizer": {
+            "type": tokenizer.name,
+            "vocab_size": tokenizer.vocab_size,
+            "sha256": fingerprint(tokenizer.to_json()),
+        },
+        "corpus": {"name": corpus.name, "characters": len(corpus.text), "sha256": corpus.sha256},
+        "versions": {name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")},
+    }
+
+
+class Run(NamedTuple):
+    """A trained model and what it needs to be used."""
+
+    config: Config
+    tokenizer: CharTokenizer | ByteTokenizer
+    model: Any
+    step: int
+
+
+def load_run(path: str | Path, step: str = "newest") -> Run:
+    """A checkpoint of a run directory: "newest", "best" (lowest validation loss) or a step's number.
+
+    Raises `RunError` where there is none, `CheckpointError` where it is damaged or the files beside it are not its own.
+    """
+    directory = RunDirectory(path)
+    config, tokenizer = directory.config(), directory.tokenizer()
+    saved = directory.checkpoints.load(directory.choose_step(step))
+    check_own_files(saved.about, config, tokenizer, directory)
+    template = jax.eval_shape(lambda: make_model(config.model, tokenizer.vocab_size, jax.random.key(0)))
+    return Run(config, tokenizer, saved.fill(template, "model"), saved.about["step"])
+
+
+def check_own_files(
+    about: dict[str, Any], config: Config, tokenizer: CharTokenizer | ByteTokenizer, directory: RunDirectory
+) -> None:
+    """Raises `RunError` where the files of a run directory are not those its checkpoint was made with."""
+    try:
+        changed = differences(config, config_from_dict(about["config"]))
+        if about["tokenizer"]["sha256"] != fingerprint(tokenizer.to_json()):
+            changed = ["tokenizer.json is another"]
+        elif about["corpus"]["sha256"] != directory.corpus().sha256:
+            changed = ["corpus.txt is another"]
+    except (KeyError, TypeError, ConfigError) as error:
+        changed = [f"its description is damaged ({error})"]
+    if changed:
+        raise RunError(
+            f"the files in {directory.path} are not those its checkpoint was made with: {'; '.join(changed)}"
+        )

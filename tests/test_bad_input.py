@@ -1,0 +1,283 @@
+"""Whatever a user gets wrong gets one sentence and an exit status, no traceback, and nothing is lost."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import babyjax
+from babyjax.errors import BabyjaxError, ConfigError, TokenError
+from babyjax.train import main as train
+
+USAGE, FAILURE = 2, 1
+HUGE = "99999999999999999999999"
+
+USAGE_ERRORS = [
+    # names
+    ("train model=babygtp", "unknown model 'babygtp'; did you mean babygpt?"),
+    ("train model=", "unknown model ''; there are babygpt, bigram"),
+    ("train data=shakespear", "unknown data 'shakespear'; did you mean shakespeare?"),
+    ("train optimizer=adam", "unknown optimizer 'adam'; did you mean adamw?"),
+    ("train train.step=3", "unknown option 'train.step'; did you mean train.steps?"),
+    ("train block_size=3", "unknown option 'block_size'; did you mean model.block_size?"),
+    ("train model.n_layer=3", "unknown option 'model.n_layer'"),
+    ("train model=bigram model.n_embd=3", "unknown option 'model.n_embd'; there are"),
+    ("train data.length=9", "unknown option 'data.length'"),
+    ("train +train.steps=3", "unknown option '+train.steps'"),
+    ("train --steps=3", "'--steps=3' is not an option; options are written key=value"),
+    ("train babygpt", "'babygpt' is not an option"),
+    ("train -m model=babygpt", "'-m' is not an option"),
+    ("train =5", "'=5' is not an option"),
+    # types
+    ("train train.steps=many", "train.steps=many is not an integer"),
+    ("train train.steps=1e3", "train.steps=1e3 is not an integer"),
+    ("train train.seed=1.5", "train.seed=1.5 is not an integer"),
+    ("train train.batch_size=", "train.batch_size= is not an integer"),
+    ("train train.seed=1,2,3", "train.seed=1,2,3 is not an integer"),
+    ("train optimizer.learning_rate=fast", "optimizer.learning_rate=fast is not a number"),
+    ("train model.bias=perhaps", "model.bias=perhaps is not true or false"),
+    ("train overwrite=1", "overwrite=1 is not true or false"),
+    ("train data.tokenizer=bpe", "unknown value of data.tokenizer: 'bpe'"),
+    ("train model=bigram model.counting=all", "unknown value of model.counting: 'all'"),
+    # ranges
+    *[(f"train train.steps={value}", f"train.steps={value} is out of range") for value in ("0", "-1", HUGE)],
+    *[(f"train train.batch_size={value}", "is out of range; it must lie in [1, ") for value in ("0", "-8", HUGE)],
+    *[(f"train train.eval_interval={value}", "is out of range") for value in ("0", "-1", HUGE)],
+    *[(f"train train.seed={value}", "is out of range; it must lie in [0, ") for value in ("-1", HUGE)],
+    *[(f"train checkpoint.interval={value}", "is out of range") for value in ("0", HUGE)],
+    *[(f"train checkpoint.keep={value}", "is out of range") for value in ("0", HUGE)],
+    *[(f"train model.n_embd={value}", "is out of range") for value in ("-1", HUGE)],
+    *[(f"train model.block_size={value}", "is out of range") for value in ("0", "-1", HUGE)],
+    *[(f"train optimizer.learning_rate={value}", "is out of range") for value in ("nan", "inf", "-1", "1e300")],
+    *[(f"train optimizer.beta1={value}", "it must lie in [0, 1)") for value in ("1", "-0.1", "nan")],
+    *[(f"train optimizer.beta2={value}", "it must lie in [0, 1)") for value in ("1", "2")],
+    *[(f"train optimizer.eps={value}", "is out of range") for value in ("0", "-1e-8", "inf")],
+    *[(f"train optimizer.weight_decay={value}", "is out of range") for value in ("-0.1", "nan")],
+    *[(f"train model=bigram model.smoothing={value}", "is out of range") for value in ("-1", "nan", "1e99")],
+    *[(f"train data=synthetic data.states={value}", "is out of range") for value in ("0", HUGE)],
+    *[(f"train data=synthetic data.length={value}", "is out of range") for value in ("0", HUGE)],
+    *[(f"sample run_dir=RUN temperature={value}", "is out of range") for value in ("-1", "nan", "inf")],
+    *[(f"sample run_dir=RUN max_new_tokens={value}", "is out of range") for value in ("0", "-5", HUGE)],
+    *[(f"sample run_dir=RUN num_samples={value}", "is out of range") for value in ("0", HUGE)],
+    *[(f"sample run_dir=RUN top_k={value}", "is out of range") for value in ("-1", HUGE)],
+    # what is missing
+    ("sample", "run_dir=DIR is missing"),
+    ("sample run_dir=", "run_dir=DIR is missing"),
+    ("evaluate", "run_dir=DIR is missing"),
+    ("sample run_dir=RUN prompt=", "prompt= is empty"),
+    ("sample run_dir=RUN promt=a", "unknown option 'promt'; did you mean prompt?"),
+    ("evaluate run_dir=RUN format=xml", "unknown value of format: 'xml'; there are json, text"),
+]
+
+FAILURES = [
+    # texts
+    ("train data.path=nothing.txt", "cannot read nothing.txt: No such file or directory"),
+    ("train data.path=folder", "cannot read folder: Is a directory"),
+    ("train data.path=empty.txt", "empty.txt is empty"),
+    ("train data.path=bom.txt", "bom.txt is empty"),
+    ("train data.path=one.txt", "too short for a block of 8"),
+    ("train data.path=short.txt", "too short for a block of 8"),
+    ("train data.path=short.txt model.block_size=1", "too short to keep 10 % for validation"),
+    ("train data.path=latin1.txt", "latin1.txt is not UTF-8 text (byte 3 is 0xe9); convert it"),
+    ("train data.path=utf16.txt", "utf16.txt is not UTF-8 text (byte 0 is 0xff)"),
+    ("train data.path=picture.png", "picture.png is not UTF-8 text"),
+    ("train data.path=nul.txt", "nul.txt is not text: it has a NUL byte at character 3"),
+    ("train data.path=fine.txt model.block_size=900", "too short for a block of 900"),
+    ("train data=synthetic data.length=5", "too short"),
+    # sizes
+    ("train data.path=fine.txt train.batch_size=2000000000", "tokens needs"),
+    ("train data.path=fine.txt model.n_embd=1000000000", "a model of 20,000,000,010 parameters needs"),
+    # folders
+    ("train data.path=fine.txt run_dir=fine.txt", "fine.txt is a file; it must be a folder"),
+    ("train data.path=fine.txt run_dir=.", "holds no run but other files (BAD_CONFIG)"),
+    ("train data.path=fine.txt run_dir=. overwrite=true", "holds no run but other files (BAD_CONFIG)"),
+    ("train data.path=fine.txt run_dir=fine.txt/below", "cannot write in the run directory"),
+    ("train data.path=fine.txt run_dir=RUN", "holds another run: the corpus has sha256"),
+    (
+        "train data.path=RUN/corpus.txt run_dir=RUN model.n_embd=5",
+        "holds another run: model.n_embd is 32 there, 5 here",
+    ),
+    (
+        "train model=bigram data.path=RUN/corpus.txt run_dir=RUN",
+        "holds another run: model is babygpt there, bigram here",
+    ),
+    ("train data.path=RUN/corpus.txt run_dir=RUN data.tokenizer=byte", "data.tokenizer is char there, byte here"),
+    ("sample run_dir=nowhere", "there is no run in"),
+    ("sample run_dir=fine.txt", "fine.txt is a file; it must be a folder"),
+    ("sample run_dir=.", "holds no run but other files"),
+    ("sample run_dir=RUN step=7", "there is no checkpoint of step '7'; there are newest, best, 20, 30"),
+    ("sample run_dir=RUN step=-1", "there is no checkpoint of step '-1'"),
+    ("evaluate run_dir=RUN step=last", "there is no checkpoint of step 'last'"),
+    ("evaluate run_dir=nowhere", "there is no run in"),
+    # prompts
+    ("sample run_dir=RUN prompt=aZ", "character 'Z' (U+005A) at position 1 is not among the 3 characters"),
+    ("sample run_dir=RUN prompt=语", "character '语' (U+8BED) at position 0 is not among"),
+    # damaged runs
+    ("sample run_dir=NO_CHECKPOINT", "has no checkpoint yet; train it first"),
+    ("evaluate run_dir=NO_TOKENIZER", "tokenizer.json: No such file"),
+    ("evaluate run_dir=BAD_TOKENIZER", "this is not a saved tokenizer"),
+    ("evaluate run_dir=BAD_CONFIG", "config.yaml is not the configuration of a run"),
+    ("evaluate run_dir=OTHER_CORPUS", "corpus.txt is another"),
+    ("sample run_dir=TRUNCATED", "steps/30 is not a checkpoint that can be read"),
+    ("train data.path=RUN/corpus.txt run_dir=TRUNCATED train.steps=40", "without that folder, step 20 would be used"),
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with texts and runs, good and bad."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "folder").mkdir()
+    (home / "empty.txt").write_bytes(b"")
+    (home / "bom.txt").write_bytes(b"\xef\xbb\xbf")
+    (home / "one.txt").write_text("a")
+    (home / "short.txt").write_text("abcabc")
+    (home / "fine.txt").write_text("abcdefghij" * 50)
+    (home / "latin1.txt").write_bytes("café".encode("latin1"))
+    (home / "utf16.txt").write_bytes("hello".encode("utf-16"))
+    (home / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    (home / "nul.txt").write_bytes(b"abc\0def")
+    (home / "RUN_corpus.txt").write_text("ab\n" * 100)
+    run = home / "RUN"
+    options = ["train.steps=30", "train.eval_interval=10", "checkpoint.interval=10", f"run_dir={run}"]
+    assert train([f"data.path={home / 'RUN_corpus.txt'}", *options]) == 0
+    for name in ("NO_CHECKPOINT", "NO_TOKENIZER", "BAD_TOKENIZER", "BAD_CONFIG", "OTHER_CORPUS", "TRUNCATED"):
+        shutil.copytree(run, home / name)
+    shutil.rmtree(home / "NO_CHECKPOINT" / "steps")
+    (home / "NO_TOKENIZER" / "tokenizer.json").unlink()
+    (home / "BAD_TOKENIZER" / "tokenizer.json").write_text('{"type": "char"}')
+    (home / "BAD_CONFIG" / "config.yaml").write_text("model: [")
+    (home / "OTHER_CORPUS" / "corpus.txt").write_text("ba\n" * 100)
+    for path in (home / "TRUNCATED" / "steps" / "30").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:10])
+    return home
+
+
+def contents(folder):
+    """Every file below `folder` and what is in it, lock files aside."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path: path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(("command", "status", "complaint"), [
+    *[(command, USAGE, complaint) for command, complaint in USAGE_ERRORS],
+    *[(command, FAILURE, complaint) for command, complaint in FAILURES],
+])  # fmt: skip
+def test_bad_input_gets_one_sentence_and_changes_nothing(knock, monkeypatch, home, command, status, complaint):
+    monkeypatch.chdir(home)
+    before = contents(home)
+    name, *arguments = command.split(" ")
+    code, _, err = knock(name, *arguments)
+    assert (code, err[:7], err.count("\n")) == (status, "error: ", 1)
+    assert complaint in err
+    assert {path: data for path, data in contents(home).items() if "checkpoints" not in path.parts} == before
+
+
+def test_there_are_enough_of_them():
+    assert len({command for command, _ in USAGE_ERRORS + FAILURES}) >= 100
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("train data.path=latin1.txt", FAILURE),
+        ("sample run_dir=RUN prompt=语", FAILURE),
+        ("evaluate format=xml", USAGE),
+    ],
+)
+def test_the_same_from_a_shell(home, command, status):
+    name, *arguments = command.split(" ")
+    program = [sys.executable, "-m", f"babyjax.{name}", *arguments]
+    ran = subprocess.run(program, cwd=home, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (status, "")
+    assert ran.stderr.startswith("error: ")
+    assert ran.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["aaaa" * 20, "ab" * 20])
+def test_a_vocabulary_of_one_or_two_characters_is_fine(knock, monkeypatch, tmp_path, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text(text)
+    for model in ("bigram", "babygpt"):
+        code, out, err = knock("train", f"model={model}", "data.path=mine.txt", f"run_dir={model}", "train.steps=20")
+        assert (code, err) == (0, "")
+        assert "floor 0.0000" in out
+        code, out, err = knock("sample", f"run_dir={model}", "max_new_tokens=5")
+        assert (code, err, len(out)) == (0, "", 6)
+
+
+def test_a_huge_step_size_stops_with_the_step_and_what_is_kept(knock, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("abcabd" * 50)
+    options = ["data.path=mine.txt", "run_dir=here", "optimizer.learning_rate=1e6", "optimizer.weight_decay=1e6"]
+    code, _, err = knock("train", *options, "checkpoint.interval=1")
+    assert code == FAILURE
+    assert err.startswith("error: ")
+    assert " step " in err
+    assert " is kept in here" in err or "no step was saved before" in err
+    assert err.count("\n") == 1
+    for step in (tmp_path / "here" / "steps").iterdir():
+        loaded = babyjax.load_run("here", step.name)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded.model))
+
+
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="no RLIMIT_FSIZE")
+def test_a_full_disk_ends_in_one_sentence_and_earlier_steps_stay(tmp_path):
+    """The kernel refuses to let files grow: in the first run from the start, in the second after a checkpoint."""
+    (tmp_path / "mine.txt").write_text("abcabd" * 50)
+    program = (
+        "import resource, runpy, sys\n"
+        "limit = int(sys.argv.pop(1))\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
+        "runpy.run_module('babyjax.train', run_name='__main__')"
+    )
+
+    def run(limit, *options):
+        arguments = ["data.path=mine.txt", "run_dir=here", "model.n_embd=2000", *options]
+        command = [sys.executable, "-c", program, str(limit), *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert run(1 << 30, "train.steps=10").returncode == 0
+    failed = run(20_000, "train.steps=20")
+    assert failed.returncode == FAILURE
+    assert failed.stderr.startswith("error: cannot write the checkpoint of step 20")
+    assert "step 10 is kept" in failed.stderr
+    assert failed.stderr.count("\n") == 1
+    assert babyjax.load_run(tmp_path / "here").step == 10
+    assert run(1 << 30, "train.steps=20").returncode == 0
+    assert babyjax.load_run(tmp_path / "here").step == 20
+
+
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        (lambda: babyjax.count_matrix(np.array([0, 9], np.int32), 5), TokenError),
+        (lambda: babyjax.count_chunks([np.array([0, -1], np.int32)], 5), TokenError),
+        (lambda: babyjax.Bigram.from_tokens(np.array([7, 0], np.int32), 5), TokenError),
+        (lambda: babyjax.CharTokenizer(""), TokenError),
+        (lambda: babyjax.CharTokenizer("ba"), TokenError),
+        (lambda: babyjax.CharTokenizer.fit(""), TokenError),
+        (lambda: babyjax.generate(MODEL, jnp.array([[5]]), jax.random.key(0), 3), TokenError),
+        (lambda: babyjax.generate(MODEL, jnp.array([[-1]]), jax.random.key(0), 3), TokenError),
+        (lambda: babyjax.generate(MODEL, jnp.zeros((1, 0), jnp.int32), jax.random.key(0), 3), TokenError),
+        (lambda: babyjax.generate(MODEL, jnp.array([[0]]), jax.random.key(0), -1), ConfigError),
+        (lambda: babyjax.generate(MODEL, jnp.array([[0]]), jax.random.key(0), 3, -1.0), ConfigError),
+        (lambda: babyjax.generate(MODEL, jnp.array([[0]]), jax.random.key(0), 3, 1.0, 0), ConfigError),
+        (lambda: babyjax.BabyGPT(0, 3, key=jax.random.key(0)), ConfigError),
+        (lambda: babyjax.BabyGPT(5, -1, key=jax.random.key(0)), ConfigError),
+        (lambda: babyjax.Bigram(jnp.zeros((5, 5), jnp.int32), -0.5), ConfigError),
+    ],
+)
+def test_library_calls_raise_errors_of_one_hierarchy(call, kind):
+    with pytest.raises(kind) as caught:
+        call()
+    assert isinstance(caught.value, BabyjaxError)
+
+
+MODEL = babyjax.BabyGPT(5, 3, key=jax.random.key(0))
