@@ -14,9 +14,11 @@ from babyjax.data.corpus import Corpus, read_corpus
 hypothesis.settings.register_profile("babyjax", deadline=None, max_examples=30, derandomize=True)
 hypothesis.settings.load_profile("babyjax")
 
-# Before JAX is imported: compiled programs are kept apart from the user's, for doors in this process and in others.
-_CACHE = tempfile.TemporaryDirectory()
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+# Before JAX is imported: programs compiled by the tests are kept apart from the user's, and shared by all processes.
+if "BABYJAX_TEST_CACHE" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory()
+    os.environ["BABYJAX_TEST_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
