@@ -27,11 +27,11 @@ def help_text(argv: list[str]) -> str:
 def evaluate(run_dir: str, step: str = "newest") -> dict[str, Any]:
     """The evaluation of a run, as `format=json` prints it. `bigram_floor` is in nats per token."""
     from babyjax.data.batches import split_tokens
-    from babyjax.training.run import RunDirectory, load_run
+    from babyjax.training.run import load_run
     from babyjax.training.statistics import ExactEvaluator, PairCounts
 
     run = load_run(run_dir, step)
-    split = split_tokens(run.tokenizer.encode(RunDirectory(run_dir).corpus().text))
+    split = split_tokens(run.tokenizer.encode(run.corpus().text))
     pairs = PairCounts.from_split(split, run.tokenizer.vocab_size)
     losses = ExactEvaluator(pairs, run.tokenizer.byte_lengths)(run.model)
     return {

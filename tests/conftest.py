@@ -50,8 +50,9 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
-def knock(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run a door inside this process: `knock("train", "model=bigram")` is (exit status, stdout, stderr)."""
+def knock(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Run a door inside this process, in an empty folder: `knock("train", ...)` is (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
 
     def run(name: str, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [name, *arguments])

@@ -97,6 +97,7 @@ FAILURES = [
     ("train data.path=fine.txt run_dir=.", "holds no run but other files (BAD_CONFIG)"),
     ("train data.path=fine.txt run_dir=. overwrite=true", "holds no run but other files (BAD_CONFIG)"),
     ("train data.path=fine.txt run_dir=fine.txt/below", "cannot write in the run directory"),
+    ("train data.path=fine.txt run_dir=/proc/babyjax", "cannot write in the run directory /proc/babyjax"),
     ("train data.path=fine.txt run_dir=RUN", "holds another run: the corpus has sha256"),
     (
         "train data.path=RUN/corpus.txt run_dir=RUN model.n_embd=5",
@@ -200,8 +201,7 @@ def test_the_same_from_a_shell(home, command, status):
 
 
 @pytest.mark.parametrize("text", ["aaaa" * 20, "ab" * 20])
-def test_a_vocabulary_of_one_or_two_characters_is_fine(knock, monkeypatch, tmp_path, text):
-    monkeypatch.chdir(tmp_path)
+def test_a_vocabulary_of_one_or_two_characters_is_fine(knock, tmp_path, text):
     (tmp_path / "mine.txt").write_text(text)
     for model in ("bigram", "babygpt"):
         code, out, err = knock("train", f"model={model}", "data.path=mine.txt", f"run_dir={model}", "train.steps=20")
@@ -211,8 +211,7 @@ def test_a_vocabulary_of_one_or_two_characters_is_fine(knock, monkeypatch, tmp_p
         assert (code, err, len(out)) == (0, "", 6)
 
 
-def test_a_huge_step_size_stops_with_the_step_and_what_is_kept(knock, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_a_huge_step_size_stops_with_the_step_and_what_is_kept(knock, tmp_path):
     (tmp_path / "mine.txt").write_text("abcabd" * 50)
     options = ["data.path=mine.txt", "run_dir=here", "optimizer.learning_rate=1e6", "optimizer.weight_decay=1e6"]
     code, _, err = knock("train", *options, "checkpoint.interval=1")

@@ -37,7 +37,7 @@ def assert_same_run(one: Path, other: Path, steps: int) -> None:
     assert [json.loads(row)["step"] for row in rows.splitlines()] == list(range(1, steps + 1))
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_any_cut_with_any_checkpoint_interval_gives_the_same_run(tmp_path_factory, data):
     steps = data.draw(st.integers(2, 40), label="steps")
@@ -51,7 +51,7 @@ def test_any_cut_with_any_checkpoint_interval_gives_the_same_run(tmp_path_factor
     assert_same_run(folder / "whole", folder / "cut", steps)
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(steps=st.integers(3, 30), interval=st.integers(1, 10), lost=st.data())
 def test_a_run_whose_newest_checkpoints_were_never_written_does_them_again(tmp_path_factory, steps, interval, lost):
     """As after a kill: metrics are ahead of the checkpoints, by any number of rows and half a row."""

@@ -154,12 +154,21 @@ def describe(config: Config, tokenizer: CharTokenizer | ByteTokenizer, corpus: C
 
 
 class Run(NamedTuple):
-    """A trained model and what it needs to be used."""
+    """A trained model and what it needs to be used; `about` is what its checkpoint says of it."""
 
+    directory: RunDirectory
     config: Config
     tokenizer: CharTokenizer | ByteTokenizer
     model: Any
     step: int
+    about: dict[str, Any]
+
+    def corpus(self) -> Corpus:
+        """The text it was trained on. Raises `RunError` where that is no longer the text beside the checkpoint."""
+        corpus = self.directory.corpus()
+        if corpus.sha256 != self.about["corpus"]["sha256"]:
+            raise _not_its_own(self.directory, "corpus.txt is another")
+        return corpus
 
 
 def load_run(path: str | Path, step: str = "newest") -> Run:
@@ -172,22 +181,23 @@ def load_run(path: str | Path, step: str = "newest") -> Run:
     saved = directory.checkpoints.load(directory.choose_step(step))
     check_own_files(saved.about, config, tokenizer, directory)
     template = jax.eval_shape(lambda: make_model(config.model, tokenizer.vocab_size, jax.random.key(0)))
-    return Run(config, tokenizer, saved.fill(template, "model"), saved.about["step"])
+    model = saved.fill(template, "model")
+    return Run(directory, config, tokenizer, model, saved.about["step"], saved.about)
 
 
 def check_own_files(
     about: dict[str, Any], config: Config, tokenizer: CharTokenizer | ByteTokenizer, directory: RunDirectory
 ) -> None:
-    """Raises `RunError` where the files of a run directory are not those its checkpoint was made with."""
+    """Raises `RunError` where config or tokenizer of a run directory are not those its checkpoint was made with."""
     try:
         changed = differences(config, config_from_dict(about["config"]))
         if about["tokenizer"]["sha256"] != fingerprint(tokenizer.to_json()):
-            changed = ["tokenizer.json is another"]
-        elif about["corpus"]["sha256"] != directory.corpus().sha256:
-            changed = ["corpus.txt is another"]
+            changed.append("tokenizer.json is another")
     except (KeyError, TypeError, ConfigError) as error:
         changed = [f"its description is damaged ({error})"]
     if changed:
-        raise RunError(
-            f"the files in {directory.path} are not those its checkpoint was made with: {'; '.join(changed)}"
-        )
+        raise _not_its_own(directory, "; ".join(changed))
+
+
+def _not_its_own(directory: RunDirectory, what: str) -> RunError:
+    return RunError(f"the files in {directory.path} are not those its checkpoint was made with: {what}")

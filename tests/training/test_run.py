@@ -116,7 +116,7 @@ def test_files_changed_since_the_checkpoint_are_named(run, name, change, complai
     assert changed != path.read_text()
     path.write_text(changed)
     with pytest.raises(RunError, match=f"are not those its checkpoint was made with: {complaint}"):
-        load_run(run.path)
+        load_run(run.path).corpus()
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"type": "bpe"}', "\0"])
