@@ -46,6 +46,14 @@ def test_long_texts_are_counted_in_parts_and_nothing_is_lost(rng):
     chex.assert_trees_all_equal(count_matrix(tokens, V), jnp.asarray(counted_as_the_seed_does(tokens, V)))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+def test_narrow_and_wide_ids_are_counted_alike(rng, dtype):
+    tokens = rng.integers(0, 200, 500)
+    expected = counted_as_the_seed_does(tokens, 200)
+    chex.assert_trees_all_equal(count_matrix(tokens.astype(dtype), 200), jnp.asarray(expected))
+    chex.assert_trees_all_equal(count_chunks([tokens.astype(dtype)], 200), jnp.asarray(expected))
+
+
 def test_two_indices_count_what_one_flattened_index_counts(rng, monkeypatch):
     tokens = rng.integers(0, V, 1000).astype(np.int32)
     flat = count_matrix(tokens, V)
