@@ -15,5 +15,7 @@ from .training.run import load_run as load_run
 from .training.statistics import ExactEvaluator as ExactEvaluator
 from .training.statistics import PairCounts as PairCounts
 from .training.statistics import count_windows as count_windows
+from .training.step import init_state as init_state
+from .training.step import make_advance as make_advance
 
 __version__: str

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import yaml
 
 from babyjax.errors import ConfigError, RunError
+from babyjax.files import replace_file
 
 CONF = Path(__file__).parent / "conf"
 SIZE, SEED = "[1, 2e9]", "[0, 2e9]"
@@ -191,7 +192,7 @@ def _build(schema: type, values: Any, prefix: str = "") -> Any:
         raise ConfigError(f"{prefix or 'the configuration'} is not a table of options")
     names = {item.name for item in fields(schema)}
     if odd := (set(values) ^ names) - {item.name for item in fields(schema) if item.default is not MISSING}:
-        raise ConfigError(f"{prefix}{min(odd)} is {'unknown' if odd - names else 'missing'}")
+        raise ConfigError(f"{prefix}{min(map(str, odd))} is {'unknown' if odd - names else 'missing'}")
     built = {}
     for item in fields(schema):
         key, value = prefix + item.name, values.get(item.name, item.default)
@@ -263,7 +264,7 @@ def load_saved_config(path: Path) -> Config:
 
 def save_config(config: Config, path: Path) -> None:
     """Write a config as YAML."""
-    path.write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    replace_file(path, yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
 
 
 def read_options(schema: type[T], argv: list[str]) -> T:

@@ -1,6 +1,8 @@
 """What the three doors share: help, errors as one sentence with an exit status, JAX's compilation cache."""
 
+import io
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -15,6 +17,13 @@ def run_door(main: Callable[[list[str]], int | None], help_text: Callable[[list[
     With BABYJAX_DEBUG=1 in the environment an error shows its traceback.
     """
     argv = sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a text may hold what the system's own encoding does not
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    # A compiled program runs to its end before Python sees Ctrl-C; until training asks for more, let it simply end us.
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is signal.default_int_handler:  # and not where the shell has us ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         if wanted := [argument for argument in argv if argument in ("-h", "--help", "help")]:
             print(help_text([argument for argument in argv if argument not in wanted]))
@@ -34,6 +43,8 @@ def run_door(main: Callable[[list[str]], int | None], help_text: Callable[[list[
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         fail(OutOfMemoryError("out of memory; a smaller model, batch or vocabulary may fit"), error)
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def fail(error: BabyjaxError, cause: Exception) -> None:

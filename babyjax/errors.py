@@ -21,6 +21,10 @@ class TokenError(BabyjaxError, ValueError):
     """Text or token ids outside the vocabulary."""
 
 
+class CountError(BabyjaxError, OverflowError):
+    """More occurrences than an int32 can count."""
+
+
 class RunError(BabyjaxError):
     """A run directory that cannot be used as asked."""
 

@@ -61,4 +61,4 @@ class TrainingDisplay:
 
 def say(console: Console, line: str) -> None:
     """Print a line as it is: rich is to colour nothing, interpret nothing, break nothing."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)

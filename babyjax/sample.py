@@ -38,11 +38,13 @@ def main(argv: list[str]) -> None:
     import numpy as np
 
     from babyjax.generation.sampling import generate
+    from babyjax.training.devices import require_memory
     from babyjax.training.run import load_run
 
     run = load_run(config.run_dir, config.step)
     known = config.prompt != "\n" or "\n" in run.tokenizer.decode(np.arange(run.tokenizer.vocab_size))
     context = run.tokenizer.encode(config.prompt) if known else np.zeros(1, np.int32)
+    require_memory(8 * config.num_samples * config.max_new_tokens, "a text of so many tokens")
     tokens = generate(
         run.model,
         np.tile(context, (config.num_samples, 1)),

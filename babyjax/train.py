@@ -2,15 +2,16 @@
 
 import shlex
 import signal
-import sys
+import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console
 
 from babyjax.config import GROUPS, BigramConfig, Config, choices_of, load_config, options_of
 from babyjax.door import describe_options, prepare_jax, run_door
+from babyjax.errors import DivergenceError, RunError
 from babyjax.progress import TrainingDisplay, duration, say
 
 
@@ -73,6 +74,9 @@ class Job:
         if self.config.overwrite or not self.run.exists() or not self.run.checkpoints.steps():
             return 0
         self.run.check_same_run(self.config, self.corpus)
+        model, steps = self.config.model, self.config.train.steps
+        if isinstance(model, BigramConfig) and model.counting == "windows" and self.run.config().train.steps != steps:
+            raise RunError(f"{self.run.path} has counted other windows, train.steps={self.run.config().train.steps}")
         return self.run.checkpoints.steps()[-1]
 
     def create(self) -> None:
@@ -110,6 +114,7 @@ class Job:
 def train_by_counting(job: Job) -> None:
     """The count bigram: one pass over the corpus, or the seed's random windows."""
     import jax
+    import numpy as np
 
     from babyjax.models.bigram import Bigram, count_matrix
     from babyjax.training.devices import require_memory
@@ -138,12 +143,12 @@ def train_by_counting(job: Job) -> None:
     model = Bigram(counts, config.model.smoothing)
     losses = job.evaluate(model)
     job.run.add_rows([{"step": 1, "train_loss": losses["train"], "val_loss": losses["val"]}])
-    with closing(job.run.checkpoints):
-        job.save(TrainState(jax.numpy.int32(1), model, ()), 1, losses)
-    job.conclude(losses, f"{duration(seconds)} to count {int(counts.sum()):,} pairs")
+    job.save(TrainState(jax.numpy.int32(1), model, ()), 1, losses)
+    job.run.checkpoints.wait()
+    job.conclude(losses, f"{duration(seconds)} to count {int(np.asarray(counts).sum(dtype=np.int64)):,} pairs")
 
 
-def train_by_gradient(job: Job, first_step: int, stopped: list[int]) -> None:
+def train_by_gradient(job: Job, first_step: int, stopped: list[int], argv: list[str]) -> None:
     """AdamW on random windows, from `first_step` until `train.steps` or until `stopped` holds a signal."""
     import jax
 
@@ -151,7 +156,7 @@ def train_by_gradient(job: Job, first_step: int, stopped: list[int]) -> None:
     from babyjax.training.devices import data_mesh, program_memory, replicated, require_memory
     from babyjax.training.loop import dispatches
     from babyjax.training.optimizer import make_optimizer
-    from babyjax.training.run import check_own_files
+    from babyjax.training.run import check_own_corpus, check_own_files
     from babyjax.training.step import init_state, make_advance, start_key
 
     config, batch_size, block_size = job.config, job.config.train.batch_size, job.config.model.block_size
@@ -184,6 +189,7 @@ def train_by_gradient(job: Job, first_step: int, stopped: list[int]) -> None:
     if first_step:
         saved = job.run.checkpoints.load(first_step)
         check_own_files(saved.about, config, job.tokenizer, job.run)
+        check_own_corpus(saved.about, job.corpus, job.run)
         state = saved.fill(state)
         job.run.rewind(config, first_step)
         job.say(f"continuing from step {first_step:,}")
@@ -192,7 +198,8 @@ def train_by_gradient(job: Job, first_step: int, stopped: list[int]) -> None:
     job.say(f"compiled in {duration(compilation)}\n")
 
     step, seconds = first_step, 0.0
-    with closing(job.run.checkpoints), TrainingDisplay(job.console, first_step, steps) as display:
+    with ExitStack() as finally_, TrainingDisplay(job.console, first_step, steps) as display:
+        finally_.callback(job.run.checkpoints.wait)
         for done in dispatches(advance, state, tokens, steps, eval_interval, config.checkpoint.interval):
             step = done.step
             seconds += done.seconds
@@ -212,7 +219,7 @@ def train_by_gradient(job: Job, first_step: int, stopped: list[int]) -> None:
             if stopped:
                 break
     if step < steps:
-        arguments = [argument for argument in sys.argv[1:] if argument.partition("=")[0] != "overwrite"]
+        arguments = [argument for argument in argv if argument.partition("=")[0] != "overwrite"]
         job.say(f"\nstopped  after step {step:,}; it is saved")
         job.say(f"next     {shlex.join(['python', '-m', 'babyjax.train', *arguments])}")
     else:
@@ -229,7 +236,8 @@ def stop_signals():
             raise KeyboardInterrupt
         received.append(number)
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    previous = {number: signal.signal(number, handle) for number in caught}
     try:
         yield received
     finally:
@@ -238,8 +246,6 @@ def stop_signals():
 
 
 def main(argv: list[str]) -> int:
-    from babyjax.errors import DivergenceError
-
     config = load_config(argv)
     console = Console()
     with console.status("starting JAX, reading the corpus"):
@@ -260,7 +266,7 @@ def main(argv: list[str]) -> int:
             return 0
         with stop_signals() as stopped:
             try:
-                train_by_gradient(job, first_step, stopped)
+                train_by_gradient(job, first_step, stopped, argv)
             except DivergenceError as error:
                 kept = job.run.checkpoints.steps()
                 where = f"step {kept[-1]:,} is kept in {config.run_dir}" if kept else "no step was saved before"

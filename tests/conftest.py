@@ -76,7 +76,7 @@ def door(tmp_path: Path):
             cwd=tmp_path,
             env={**os.environ, **environment},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=300,
             check=False,
         )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import babyjax
-from babyjax.errors import BabyjaxError, ConfigError, TokenError
+from babyjax.errors import BabyjaxError, ConfigError, DataError, TokenError
 from babyjax.train import main as train
 
 USAGE, FAILURE = 2, 1
@@ -211,6 +211,34 @@ def test_a_vocabulary_of_one_or_two_characters_is_fine(knock, tmp_path, text):
         assert (code, err, len(out)) == (0, "", 6)
 
 
+def test_other_windows_are_not_taken_for_counted_ones(knock):
+    options = ("model=bigram", "model.counting=windows", "data=synthetic", "data.length=3000", "run_dir=here")
+    assert knock("train", *options, "train.steps=10")[0] == 0
+    code, _, err = knock("train", *options, "train.steps=20")
+    assert (code, err.startswith("error: ")) == (FAILURE, True)
+    assert "has counted other windows, train.steps=10" in err
+    code, _, err = knock("train", *options, "train.steps=2000000000", "overwrite=true")
+    assert (code, "more than an int32 counts" in err) == (FAILURE, True)
+
+
+def test_a_corpus_edited_on_both_sides_is_noticed(knock, tmp_path):
+    options = ("data.path=mine.txt", "run_dir=here")
+    (tmp_path / "mine.txt").write_text("ab\n" * 100)
+    assert knock("train", *options, "train.steps=10")[0] == 0
+    for path in (tmp_path / "mine.txt", tmp_path / "here" / "corpus.txt"):
+        path.write_text("ba\n" * 100)
+    code, _, err = knock("train", *options, "train.steps=20")
+    assert (code, "corpus.txt is another" in err) == (FAILURE, True)
+
+
+def test_a_terminal_without_unicode_gets_text_all_the_same(door, tmp_path):
+    (tmp_path / "mine.txt").write_text("明月几时有" * 50, encoding="utf-8")
+    options = {"PYTHONIOENCODING": "cp1252"}
+    trained = door("train", "model=bigram", "data.path=mine.txt", "run_dir=诗", **options)
+    assert (trained.returncode, trained.stderr) == (0, "")
+    assert door("sample", "run_dir=诗", "prompt=明月", **options).returncode == 0
+
+
 def test_a_huge_step_size_stops_with_the_step_and_what_is_kept(knock, tmp_path):
     (tmp_path / "mine.txt").write_text("abcabd" * 50)
     options = ["data.path=mine.txt", "run_dir=here", "optimizer.learning_rate=1e6", "optimizer.weight_decay=1e6"]
@@ -225,6 +253,7 @@ def test_a_huge_step_size_stops_with_the_step_and_what_is_kept(knock, tmp_path):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded.model))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sysconf"), reason="no RLIMIT_FSIZE")
 def test_a_full_disk_ends_in_one_sentence_and_earlier_steps_stay(tmp_path):
     """The kernel refuses to let files grow: in the first run from the start, in the second after a checkpoint."""
@@ -249,6 +278,11 @@ def test_a_full_disk_ends_in_one_sentence_and_earlier_steps_stay(tmp_path):
     assert "step 10 is kept" in failed.stderr
     assert failed.stderr.count("\n") == 1
     assert babyjax.load_run(tmp_path / "here").step == 10
+    for limit in (0, 100, 1500):  # not even the small files can be written
+        failed = run(limit, "train.steps=20")
+        assert (failed.returncode, failed.stderr.count("\n")) == (FAILURE, 1)
+        assert failed.stderr.startswith("error: cannot write")
+        assert babyjax.load_run(tmp_path / "here").step == 10
     assert run(1 << 30, "train.steps=20").returncode == 0
     assert babyjax.load_run(tmp_path / "here").step == 20
 
@@ -260,6 +294,8 @@ def test_a_full_disk_ends_in_one_sentence_and_earlier_steps_stay(tmp_path):
         (lambda: babyjax.count_chunks([np.array([0, -1], np.int32)], 5), TokenError),
         (lambda: babyjax.Bigram.from_tokens(np.array([7, 0], np.int32), 5), TokenError),
         (lambda: babyjax.CharTokenizer(""), TokenError),
+        (lambda: babyjax.load_corpus("synthetic", states=0), DataError),
+        (lambda: babyjax.load_corpus("pydocs", states=3), DataError),
         (lambda: babyjax.CharTokenizer("ba"), TokenError),
         (lambda: babyjax.CharTokenizer.fit(""), TokenError),
         (lambda: babyjax.generate(MODEL, jnp.array([[5]]), jax.random.key(0), 3), TokenError),

@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+from babyjax.training.run import RunDirectory
+
 QUICK = ("train.steps=60", "train.eval_interval=20", "checkpoint.interval=30")
 
 
@@ -104,6 +106,14 @@ def test_the_same_command_continues_and_another_is_refused(knock, tmp_path):
     assert "continuing" not in out
 
 
+def test_a_checkpoint_tells_only_losses_evaluated_at_its_step(knock, tmp_path):
+    assert knock("train", "data=synthetic", "data.length=3000", "run_dir=here", *QUICK)[0] == 0
+    checkpoints = RunDirectory(tmp_path / "here").checkpoints
+    assert checkpoints.load(30).about["losses"] == {}
+    assert set(checkpoints.load(60).about["losses"]) == {"train", "val"}
+    assert checkpoints.best() == 60
+
+
 def test_a_run_that_never_reached_a_checkpoint_is_no_obstacle(knock, tmp_path):
     assert knock("train", "data=synthetic", "data.length=3000", "run_dir=here", *QUICK)[0] == 0
     for step in (tmp_path / "here" / "steps").iterdir():
@@ -143,6 +153,23 @@ def test_without_a_prompt_or_a_line_break_sampling_starts_from_the_first_token(k
     assert knock("train", "model=bigram", "data=synthetic", "data.length=3000", "run_dir=here")[0] == 0
     status, out, _ = knock("sample", "run_dir=here")
     assert (status, len(out)) == (0, 301)
+
+
+def test_names_are_shown_as_they_are(knock):
+    options = ("model=bigram", "data=synthetic", "data.length=3000", "run_dir=runs:dog:[red]1")
+    assert "kept in  runs:dog:[red]1\n" in knock("train", *options)[1]
+
+
+def test_ctrl_c_ends_a_long_sample_at_once(door, tmp_path):
+    options = ("model=bigram", "data=synthetic", "data.length=3000", "run_dir=here")
+    assert door("train", *options).returncode == 0
+    program = [sys.executable, "-m", "babyjax.sample", "run_dir=here", "max_new_tokens=500000000"]
+    with subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(4)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=5) == ("", "")
+    assert process.returncode == -signal.SIGINT
 
 
 def test_debugging_shows_the_traceback(door):

@@ -37,7 +37,7 @@ def assert_same_run(one: Path, other: Path, steps: int) -> None:
     assert [json.loads(row)["step"] for row in rows.splitlines()] == list(range(1, steps + 1))
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(data=st.data())
 def test_any_cut_with_any_checkpoint_interval_gives_the_same_run(tmp_path_factory, data):
     steps = data.draw(st.integers(2, 40), label="steps")
@@ -72,10 +72,22 @@ def test_a_run_whose_newest_checkpoints_were_never_written_does_them_again(tmp_p
     assert not list((folder / "cut" / "steps").glob("*tmp*"))
 
 
+def test_a_bigram_whose_checkpoint_was_never_written_is_counted_again_to_the_bit(tmp_path):
+    for counting in ("corpus", "windows"):
+        options = ("model=bigram", "data=synthetic", "data.length=2000", f"model.counting={counting}", "train.steps=50")
+        one, two = tmp_path / f"{counting}1", tmp_path / f"{counting}2"
+        for run_dir in (one, two):
+            assert train([*options, f"run_dir={run_dir}"]) == 0
+        shutil.rmtree(two / "steps" / "1")
+        assert train([*options, f"run_dir={two}"]) == 0
+        assert_same_run(one, two, 1)
+
+
 def command(run_dir: Path, steps: int, *options: str) -> list[str]:
     return [sys.executable, "-m", "babyjax.train", *OPTIONS, f"run_dir={run_dir}", f"train.steps={steps}", *options]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_a_run_goes_on_and_loses_nothing(tmp_path, pytestconfig):
     """SIGKILL at seeded random times, most of them while checkpoints are being written: one every two steps."""
     kills, clock = pytestconfig.getoption("kills"), random.Random(0)
@@ -116,6 +128,7 @@ def test_killed_at_any_moment_a_run_goes_on_and_loses_nothing(tmp_path, pytestco
     print(f"{landed} kills, {highest} of {steps} steps when last killed, nothing lost")
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_and_a_killed_one_does_not_block(tmp_path):
     run_dir = tmp_path / "run"
     first = subprocess.Popen(command(run_dir, 2_000_000_000), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -131,6 +144,7 @@ def test_a_second_process_is_refused_and_a_killed_one_does_not_block(tmp_path):
     assert subprocess.run(command(run_dir, 10), capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", [(8, 1, 2), (1, 8)])
 def test_a_run_moves_between_devices_with_equal_parameters(tmp_path, counts):
     run_dir, steps = tmp_path / "run", 0

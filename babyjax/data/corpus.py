@@ -4,9 +4,10 @@ Every text is UTF-8. A byte-order mark is dropped and line ends become "\\n", so
 another system is the same corpus; its sha256 is taken after that.
 """
 
+import contextlib
 import hashlib
+import http.client
 import os
-import tempfile
 import unicodedata
 import urllib.request
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import numpy as np
 import platformdirs
 
 from babyjax.errors import DataError
+from babyjax.files import replace_file, user_path
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -48,7 +50,7 @@ def decode_text(data: bytes, source: str) -> str:
     Raises `DataError`, naming `source`, for an empty text and for bytes that are not text.
     """
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8").lstrip("\ufeff")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{source} is not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x}); convert it to UTF-8 first"
@@ -64,12 +66,11 @@ def decode_text(data: bytes, source: str) -> str:
 
 def read_corpus(path: str | os.PathLike[str]) -> Corpus:
     """The corpus in a UTF-8 text file, named after the file. Raises `DataError` where it cannot be read."""
-    path = Path(path).expanduser()
     try:
-        data = path.read_bytes()
+        data = user_path(path, DataError).read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    return Corpus(path.stem, decode_text(data, str(path)))
+    return Corpus(Path(path).stem, decode_text(data, str(path)))
 
 
 def _pydocs() -> Corpus:
@@ -93,26 +94,18 @@ def _shakespeare(url: str = SHAKESPEARE_URL) -> Corpus:
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
             data = response.read()
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise DataError(
             f"could not download {url} ({getattr(error, 'reason', error)}); "
             "fetch it yourself and pass data.path=FILE, or use data=pydocs, which needs no network"
         ) from None
     if hashlib.sha256(data).hexdigest() != SHAKESPEARE_SHA256:
         raise DataError(f"what {url} sent is not tinyshakespeare (its sha256 differs); nothing was kept")
-    _write_whole(cached, data)
-    return Corpus("shakespeare", decode_text(data, url))
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write a cache file all at once, or leave it be: a cache that cannot be written is no reason to stop."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(data)
-        os.replace(file.name, path)
-    except OSError:
-        pass
+    text = decode_text(data, url)
+    with contextlib.suppress(OSError):  # a cache that cannot be written is no reason to stop
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(cached, text)
+    return Corpus("shakespeare", text)
 
 
 def _synthetic(states: int = 26, length: int = 1_000_000, seed: int = 0) -> Corpus:
@@ -121,6 +114,8 @@ def _synthetic(states: int = 26, length: int = 1_000_000, seed: int = 0) -> Corp
     From state i the next state is entry `byte` of row i of a table of 256, for a uniform random byte: so all
     transition probabilities are multiples of 1/256, and H = sum_i pi_i H(P_i) with pi the stationary distribution.
     """
+    if states < 1 or length < 1:
+        raise DataError(f"no source has {states} states and a text of {length} characters")
     rng = np.random.default_rng(seed)
     weights = rng.dirichlet(np.full(states, 0.3), size=states)
     table = [sorted(rng.choice(states, size=256, p=row).tolist()) for row in weights]
@@ -155,4 +150,7 @@ def load_corpus(name: str = "pydocs", **options) -> Corpus:
     """
     if name not in CORPORA:
         raise DataError(f"unknown corpus {name!r}; there are {', '.join(CORPORA)}, and any text file by its path")
-    return CORPORA[name](**options)
+    try:
+        return CORPORA[name](**options)
+    except TypeError as error:
+        raise DataError(f"the corpus {name!r} has no such option: {error}") from None

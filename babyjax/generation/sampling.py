@@ -15,11 +15,12 @@ def sample_token(
     key: Key[Array, ""], logits: Float[Array, " V"], temperature: Float[Array, ""] | float, top_k: int | None
 ) -> Int[Array, ""]:
     """A token drawn from softmax(logits / temperature) among the `top_k` likeliest; the likeliest at temperature 0."""
+    tokens = None
     if top_k is not None:
-        smallest_kept = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][-1]
-        logits = jnp.where(logits < smallest_kept, -jnp.inf, logits)
+        logits, tokens = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))  # of equals, the first
     drawn = jax.random.categorical(key, logits / jnp.where(temperature > 0, temperature, 1.0))
-    return jnp.where(temperature > 0, drawn, jnp.argmax(logits))
+    chosen = jnp.where(temperature > 0, drawn, jnp.argmax(logits))
+    return chosen if tokens is None else tokens[chosen]
 
 
 def generate(
@@ -36,8 +37,8 @@ def generate(
     stream of `key`, so it is the same in a batch of any size. Raises `TokenError` for a prompt too short or outside the
     vocabulary, `ConfigError` for a setting that cannot be.
     """
-    if prompt.shape[1] < model.receptive_field:
-        raise TokenError(f"a prompt needs at least {model.receptive_field} token, this one has {prompt.shape[1]}")
+    if prompt.ndim != 2 or prompt.shape[1] < model.receptive_field:
+        raise TokenError(f"prompts are [B, T] with T at least {model.receptive_field}, not {list(prompt.shape)}")
     check_tokens(np.asarray(prompt), jax.eval_shape(model, prompt).shape[-1])
     if max_new_tokens < 0 or not temperature >= 0 or (top_k is not None and top_k < 1):
         raise ConfigError(f"cannot draw with {max_new_tokens=}, {temperature=}, {top_k=}")

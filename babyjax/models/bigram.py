@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Integer
 
 from babyjax.checks import check_tokens
-from babyjax.errors import ConfigError
+from babyjax.errors import ConfigError, CountError
 
 # The largest V for which every flat index x * V + y fits an int32.
 MAX_FLAT_VOCAB = 46_340
@@ -63,7 +63,7 @@ def count_chunks(chunks: Iterable[Integer[np.ndarray, " _"]], vocab_size: int) -
     """`count_matrix` of the chunks' concatenation, one chunk in memory at a time; chunks of one length compile once.
 
     Counting is additive: C(a + b) = C(a) + C(b) + the pair at the seam. Raises `TokenError` for an id out of range and
-    `OverflowError` where a pair occurs more than 2**31 - 1 times.
+    `CountError` where a pair occurs more than 2**31 - 1 times.
     """
     counts = jnp.zeros((vocab_size, vocab_size), jnp.int32)
     seam: np.ndarray | None = None
@@ -72,7 +72,7 @@ def count_chunks(chunks: Iterable[Integer[np.ndarray, " _"]], vocab_size: int) -
         for piece in ([] if seam is None else [np.append(seam, chunk[:1])]) + [chunk]:
             counts = _accumulate(counts, piece[:-1], piece[1:])
         if (counts < 0).any():
-            raise OverflowError("a pair of tokens occurs more often than an int32 can count")
+            raise CountError("a pair of tokens occurs more often than an int32 can count")
         seam = chunk[-1:] if chunk.size else seam
     return counts
 

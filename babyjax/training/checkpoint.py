@@ -13,10 +13,20 @@ import jax
 import numpy as np
 
 from babyjax.errors import CheckpointError, DivergenceError
+from babyjax.training.metrics import finite_json
 
 SCHEMA_VERSION = 1
 
+DISCARDED = ".discarded"
+
 Tree = TypeVar("Tree")
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder under another name, so that a kill in between does not leave half of it under its own."""
+    if folder.exists():
+        doomed = folder.rename(folder.with_name(folder.name + DISCARDED))
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def named_arrays(tree: Any) -> dict[str, Any]:
@@ -76,7 +86,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the lowest validation loss among those evaluated, None where there is none."""
-        losses = [(loss, step) for step in self.steps() if (loss := self._val_loss(step)) is not None]
+        losses = [(loss, step) for step in self.steps() if isinstance(loss := self._val_loss(step), float)]
         return min(losses)[1] if losses else None
 
     def _val_loss(self, step: int) -> float | None:
@@ -88,9 +98,9 @@ class Checkpoints:
         return self._val_losses[step]
 
     def remove_unfinished(self) -> None:
-        """Remove what a process that died while saving has left."""
-        for item in self.folder.glob("*"):
-            if not item.name.isdecimal():
+        """Remove what a process that died while saving or removing has left."""
+        for pattern in ("*.orbax-checkpoint-tmp*", f"*{DISCARDED}"):
+            for item in self.folder.glob(pattern):
                 shutil.rmtree(item, ignore_errors=True)
 
     def save(self, state: Any, step: int, keep: int, losses: dict[str, float], about: dict[str, Any]) -> None:
@@ -110,17 +120,17 @@ class Checkpoints:
         about = {
             "schema_version": SCHEMA_VERSION,
             "step": step,
-            "losses": losses,
+            "losses": finite_json(losses),
             **about,
             "sha256": {name: _digest(array) for name, array in arrays.items()},
         }
         path = self.folder / str(step)
         try:
-            response = ocp.save_async(str(path), arrays, overwrite=True, custom_metadata=about)
+            response = ocp.save_async(str(path), arrays, custom_metadata=about)
         except Exception as error:
             raise self._not_written(step, error) from error
         self._saving = response, step, keep
-        self._val_losses[step] = losses.get("val")
+        self._val_losses[step] = about["losses"].get("val")
 
     def wait(self) -> None:
         """Return when the checkpoint being written is complete. Raises `CheckpointError` where it cannot be written."""
@@ -135,11 +145,7 @@ class Checkpoints:
             raise self._not_written(step, OSError("it is not there"))
         kept = {*self.steps()[-keep:], self.best()}
         for old in set(self.steps()) - kept:
-            shutil.rmtree(self.folder / str(old), ignore_errors=True)
-
-    def close(self) -> None:
-        """Finish what is being written."""
-        self.wait()
+            discard(self.folder / str(old))
 
     def _not_written(self, step: int, error: Exception) -> CheckpointError:
         earlier = [saved for saved in self.steps() if saved != step]
@@ -156,9 +162,14 @@ class Checkpoints:
             about = ocp.metadata(str(path)).custom_metadata
         except Exception as error:  # Orbax raises many kinds for a damaged checkpoint
             raise self._not_readable(path, error) from error
-        if not isinstance(about, dict) or about.get("schema_version") != SCHEMA_VERSION or about.get("step") != step:
-            raise CheckpointError(f"{path} is not a checkpoint of this version of babyjax at step {step}")
-        return about
+        kinds = {"schema_version": int, "step": int, "losses": dict, "sha256": dict}
+        if (
+            isinstance(about, dict)
+            and all(isinstance(about.get(key), kind) for key, kind in kinds.items())
+            and (about["schema_version"], about["step"]) == (SCHEMA_VERSION, step)
+        ):
+            return about
+        raise CheckpointError(f"{path} is not a checkpoint of this version of babyjax at step {step}")
 
     def load(self, step: int) -> Saved:
         """Read step `step` into host memory. Raises `CheckpointError` for one that is damaged, changed or foreign."""

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from babyjax.errors import RunError
+from babyjax.files import replace_file
+
 
 def finite_json(value: Any) -> Any:
     """`value` with numbers JSON cannot write, infinity and NaN, as null."""
@@ -28,18 +31,21 @@ def rewind_rows(path: Path, step: int, eval_interval: int) -> None:
     """Make the file what it was when step `step` was reached on the way to a later one.
 
     What was written after the checkpoint will be written again, and an evaluation made only because the run ended there
-    goes. So a run that was cut has, to the byte, the rows of one that was not.
+    goes. So a run that was cut has, to the byte, the rows of one that was not. Raises `RunError` for an edited file.
     """
-    if not path.exists():
-        return
     kept = []
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line) if line.endswith("\n") else {"step": math.inf}  # torn by a kill
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()  # torn by a kill
+    for line in lines:
+        try:
+            row = json.loads(line)
             if row["step"] == step and step % eval_interval:
                 line = _line({key: row[key] for key in ("step", "train_loss")})
             if row["step"] <= step:
-                kept.append(line)
-    replacement = path.with_suffix(".tmp")
-    replacement.write_text("".join(kept), encoding="utf-8")
-    replacement.replace(path)
+                kept.append((row["step"], line))
+        except (ValueError, KeyError, TypeError):
+            raise RunError(f"{path} was edited: {line.strip()[:60]!r} is not a row of it") from None
+    if [row_step for row_step, _ in kept] != list(range(1, step + 1)):
+        raise RunError(f"{path} was edited: it does not have the rows of steps 1 to {step}, each once")
+    replace_file(path, "".join(line for _, line in kept))

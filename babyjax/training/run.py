@@ -1,10 +1,10 @@
 """The run directory: everything a run is, in one place, so that sampling and evaluation need only its path.
 
-config.yaml, tokenizer.json, corpus.txt, metrics.jsonl and steps/. `config.yaml` is written last: a folder without it
-holds no run. One process at a time may train in it.
+config.yaml, tokenizer.json, corpus.txt, metrics.jsonl and steps/. A folder is a run where its `config.yaml` is one of
+ours; no other is ever written to. One process at a time may train in it.
 """
 
-import shutil
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,48 +18,54 @@ from filelock import FileLock, Timeout
 from babyjax.config import Config, config_from_dict, differences, load_saved_config, save_config
 from babyjax.data.corpus import Corpus, fingerprint, read_corpus
 from babyjax.data.tokenizer import ByteTokenizer, CharTokenizer, tokenizer_from_json
-from babyjax.errors import ConfigError, RunError
+from babyjax.errors import CheckpointError, ConfigError, RunError
+from babyjax.files import UNFINISHED, replace_file, user_path
 from babyjax.models import make_model
-from babyjax.training.checkpoint import Checkpoints
+from babyjax.training.checkpoint import Checkpoints, Saved, discard
 from babyjax.training.metrics import append_rows, rewind_rows
 
-FILES = ("config.yaml", "tokenizer.json", "corpus.txt", "metrics.jsonl", "metrics.tmp", "steps")
 LOCK = ".lock"
+# What a file system that knows no locks answers, some network mounts.
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 class RunDirectory:
     """Reads and writes one run. `path` need not exist."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser().resolve()
+        self.path = user_path(path, RunError)
         self.checkpoints = Checkpoints(self.path / "steps")
         self._metrics = self.path / "metrics.jsonl"
 
     def exists(self) -> bool:
-        """Whether there is a run here. Raises `RunError` where there is something else."""
-        if self.path.is_dir():
-            if (self.path / "config.yaml").is_file():
-                return True
-            if strangers := sorted({item.name for item in self.path.iterdir()} - {*FILES, LOCK}):
-                raise RunError(f"{self.path} holds no run but other files ({strangers[0]}); use another run_dir")
-        elif self.path.exists():
-            raise RunError(f"run_dir={self.path} is a file; it must be a folder")
+        """Whether there is a run here. Raises `RunError` where there is something else: it is nobody's to touch."""
+        try:
+            if not self.path.exists():
+                return False
+            if not self.path.is_dir():
+                raise RunError(f"run_dir={self.path} is a file; it must be a folder")
+            names = sorted({item.name for item in self.path.iterdir()} - {LOCK, "config.yaml" + UNFINISHED})
+        except OSError as error:
+            raise RunError(f"cannot read the run directory {self.path}: {error.strerror}") from None
+        if "config.yaml" in names:
+            load_saved_config(self.path / "config.yaml")
+            return True
+        if names:
+            raise RunError(f"{self.path} holds no run but other files ({names[0]}); use another run_dir")
         return False
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from training here. The system drops the lock of a process that dies."""
+        lock = FileLock(self.path / LOCK, timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / LOCK, timeout=0)
             lock.acquire()
         except Timeout:
             raise RunError(f"another process is training in {self.path}; wait for it or use another run_dir") from None
-        except NotImplementedError:  # a file system without locks, some network mounts: trust the user
-            yield
-            return
         except OSError as error:
-            raise self._cannot_write(error) from None
+            if error.errno not in NO_LOCKS:
+                raise self._cannot_write(error) from None
         try:
             yield
         finally:
@@ -68,13 +74,14 @@ class RunDirectory:
     def create(self, config: Config, tokenizer: CharTokenizer | ByteTokenizer, corpus: Corpus) -> None:
         """Start a run here, in place of any that was. Raises `RunError` where that cannot be written."""
         try:
-            for name in FILES:
-                item = self.path / name
-                shutil.rmtree(item) if item.is_dir() else item.unlink(missing_ok=True)
-            self.checkpoints.folder.mkdir(parents=True)
-            (self.path / "corpus.txt").write_text(corpus.text, encoding="utf-8", newline="\n")
-            (self.path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+            self.path.mkdir(parents=True, exist_ok=True)
+            discard(self.checkpoints.folder)
+            self._metrics.unlink(missing_ok=True)
+            # From here on, killed at any moment, this is a run without a checkpoint: the next start begins it again.
             save_config(config, self.path / "config.yaml")
+            replace_file(self.path / "corpus.txt", corpus.text)
+            replace_file(self.path / "tokenizer.json", tokenizer.to_json())
+            self.checkpoints.folder.mkdir()
         except OSError as error:
             raise self._cannot_write(error) from None
 
@@ -93,8 +100,8 @@ class RunDirectory:
         """Make the files what they were when step `step` was reached. Raises `RunError` where that cannot be."""
         try:
             self.checkpoints.remove_unfinished()
-            save_config(config, self.path / "config.yaml")
             rewind_rows(self._metrics, step, config.train.eval_interval)
+            save_config(config, self.path / "config.yaml")
         except OSError as error:
             raise self._cannot_write(error) from None
 
@@ -138,6 +145,17 @@ class RunDirectory:
             f"there is no checkpoint of step {which!r}; there are newest, best, {', '.join(map(str, steps))}"
         )
 
+    def load(self, which: str = "newest") -> Saved:
+        """The checkpoint `choose_step` means, also while a process that trains here removes old ones."""
+        while True:
+            steps = self.checkpoints.steps()
+            chosen = self.choose_step(which)
+            try:
+                return self.checkpoints.load(chosen)
+            except CheckpointError:
+                if self.checkpoints.steps() == steps:
+                    raise
+
 
 def describe(config: Config, tokenizer: CharTokenizer | ByteTokenizer, corpus: Corpus) -> dict[str, Any]:
     """What a checkpoint says of its run."""
@@ -166,8 +184,7 @@ class Run(NamedTuple):
     def corpus(self) -> Corpus:
         """The text it was trained on. Raises `RunError` where that is no longer the text beside the checkpoint."""
         corpus = self.directory.corpus()
-        if corpus.sha256 != self.about["corpus"]["sha256"]:
-            raise _not_its_own(self.directory, "corpus.txt is another")
+        check_own_corpus(self.about, corpus, self.directory)
         return corpus
 
 
@@ -178,7 +195,7 @@ def load_run(path: str | Path, step: str = "newest") -> Run:
     """
     directory = RunDirectory(path)
     config, tokenizer = directory.config(), directory.tokenizer()
-    saved = directory.checkpoints.load(directory.choose_step(step))
+    saved = directory.load(step)
     check_own_files(saved.about, config, tokenizer, directory)
     template = jax.eval_shape(lambda: make_model(config.model, tokenizer.vocab_size, jax.random.key(0)))
     model = saved.fill(template, "model")
@@ -191,12 +208,19 @@ def check_own_files(
     """Raises `RunError` where config or tokenizer of a run directory are not those its checkpoint was made with."""
     try:
         changed = differences(config, config_from_dict(about["config"]))
+        about["corpus"]["sha256"]
         if about["tokenizer"]["sha256"] != fingerprint(tokenizer.to_json()):
             changed.append("tokenizer.json is another")
     except (KeyError, TypeError, ConfigError) as error:
         changed = [f"its description is damaged ({error})"]
     if changed:
         raise _not_its_own(directory, "; ".join(changed))
+
+
+def check_own_corpus(about: dict[str, Any], corpus: Corpus, directory: RunDirectory) -> None:
+    """Raises `RunError` where `corpus` is not the text the checkpoint was trained on."""
+    if about["corpus"]["sha256"] != corpus.sha256:
+        raise _not_its_own(directory, "corpus.txt is another")
 
 
 def _not_its_own(directory: RunDirectory, what: str) -> RunError:

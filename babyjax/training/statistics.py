@@ -12,10 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from babyjax.checks import check_tokens
 from babyjax.data.batches import Split, batch_at
+from babyjax.errors import CountError, DataError
 from babyjax.models.bigram import add_pairs
 
 # Logits held at once while evaluating: rows of contexts times vocabulary.
@@ -44,11 +45,10 @@ class Nats(NamedTuple):
         return math.exp(self.per_token) if self.per_token < 700 else math.inf
 
 
-@partial(jax.jit, static_argnames=("vocab_size", "steps", "batch_size", "block_size"))
 def count_windows(
-    tokens: Int[Array, " L"] | Int[np.ndarray, " L"],
+    tokens: Integer[Array, " L"] | Integer[np.ndarray, " L"],
     vocab_size: int,
-    seed: Int[Array, ""] | int,
+    seed: int,
     *,
     steps: int,
     batch_size: int,
@@ -56,10 +56,20 @@ def count_windows(
 ) -> Int[Array, "V V"]:
     """Counts of the pairs in the batches of `steps` training steps: the seed's way of counting, by random windows.
 
-    int32[V, V]. In expectation they are proportional to the counts of the text with its ends tapered.
+    int32[V, V]. In expectation they are proportional to the counts of the text with its ends tapered. Raises
+    `TokenError` for an id out of range, `DataError` for a text no longer than a block, `CountError` for more pairs than
+    an int32 counts.
     """
-    tokens = jnp.asarray(tokens)
+    check_tokens(np.asarray(tokens), vocab_size)
+    if tokens.shape[0] <= block_size:
+        raise DataError(f"a text of {tokens.shape[0]} tokens is too short for a block of {block_size}")
+    if steps * batch_size * block_size >= 2**31:
+        raise CountError(f"{steps} x {batch_size} x {block_size} pairs are more than an int32 counts")
+    return _count_windows(jnp.asarray(tokens), vocab_size, seed, steps, batch_size, block_size)
 
+
+@partial(jax.jit, static_argnums=(1, 4, 5))
+def _count_windows(tokens, vocab_size, seed, steps, batch_size, block_size):
     def count_batch(step, counts):
         return add_pairs(counts, *batch_at(tokens, seed, step, batch_size, block_size))
 
@@ -77,10 +87,12 @@ class PairCounts:
 
     @classmethod
     def from_split(cls, split: Split, vocab_size: int) -> "PairCounts":
-        """Count both splits once. Raises `TokenError` for an id out of range."""
+        """Count both splits once. Raises `TokenError` for an id out of range, `DataError` for a split without pairs."""
         seen = {}
         for name, tokens in split._asdict().items():
             check_tokens(tokens, vocab_size)
+            if len(tokens) < 2:
+                raise DataError(f"the {name} split has no pair of tokens")
             flat = tokens[:-1].astype(np.int64) * vocab_size + tokens[1:]
             seen[name] = np.unique(flat, return_counts=True)
         pairs = np.unique(np.concatenate([flat for flat, _ in seen.values()]))
@@ -161,7 +173,8 @@ def _pair_nats(
 ) -> Float[Array, "K P"]:
     def chunk(arguments):
         contexts, row, following = arguments
-        logits = model(contexts[:, None])[:, 0]
+        with jax.default_matmul_precision("highest"):  # exact on a TPU or GPU too, where the default is not float32
+            logits = model(contexts[:, None])[:, 0]
         return (jax.nn.logsumexp(logits, axis=-1)[row] - logits[row, following]).astype(jnp.float32)
 
     return jax.lax.map(chunk, (contexts, row, following))

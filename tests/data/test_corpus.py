@@ -1,4 +1,6 @@
 import hashlib
+import http.client
+import io
 import threading
 from functools import partial
 from http.server import HTTPServer, SimpleHTTPRequestHandler
@@ -25,6 +27,7 @@ def test_pydocs_is_a_long_ascii_text():
         (b"a\nb\n", "a\nb\n"),
         (b"\xef\xbb\xbfa\r\nb\rc", "a\nb\nc"),
         ("床前明月光".encode(), "床前明月光"),
+        (b"\xef\xbb\xbf\xef\xbb\xbfa", "a"),
     ],
 )
 def test_files_are_read_as_utf8_with_one_kind_of_line_end(tmp_path, data, text):
@@ -96,6 +99,16 @@ def test_a_download_that_is_something_else_is_refused_and_not_kept(shakespeare_s
     with pytest.raises(DataError, match="is not tinyshakespeare"):
         load_corpus("shakespeare", url=url)
     assert not cache.exists()
+
+
+def test_a_download_cut_short_says_so(shakespeare_server, monkeypatch):
+    class Cut(io.BytesIO):
+        def read(self, *_):
+            raise http.client.IncompleteRead(b"To be")
+
+    monkeypatch.setattr(corpus_module.urllib.request, "urlopen", lambda *_, **__: Cut())
+    with pytest.raises(DataError, match="could not download"):
+        load_corpus("shakespeare")
 
 
 def test_offline_says_what_to_do(shakespeare_server):

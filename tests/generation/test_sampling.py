@@ -49,6 +49,13 @@ def test_a_chain_without_choice_is_followed_and_only_the_last_prompt_token_count
     assert tokens.tolist() == [[3, 4, 0, 1, 2, 3]]
 
 
+def test_top_k_keeps_k_also_among_equals():
+    keys = jax.random.split(jax.random.key(0), 300)
+    logits = jnp.log(jnp.array([1.0, 9.0, 1.0, 1.0, 1.0]))
+    drawn = jax.vmap(lambda key: sample_token(key, logits, 1.0, 2))(keys)
+    assert set(drawn.tolist()) == {0, 1}
+
+
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.5, None), (2.0, 3), (1.0, 99)])
 def test_tokens_are_drawn_from_the_distribution_asked_for(temperature, top_k):
     logits = jnp.array([0.0, 1.0, 2.0, -1.0, 0.5])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from babyjax.errors import TokenError
+from babyjax.errors import CountError, TokenError
 from babyjax.models import bigram
 from babyjax.models.bigram import Bigram, count_chunks, count_matrix
 
@@ -106,7 +106,7 @@ def test_chunks_count_what_the_whole_counts(tokens, cuts):
 def test_a_count_beyond_int32_is_refused(monkeypatch):
     nearly_full = jnp.full((V, V), 2**31 - 2, jnp.int32)
     monkeypatch.setattr(bigram.jnp, "zeros", lambda *_: nearly_full)
-    with pytest.raises(OverflowError):
+    with pytest.raises(CountError):
         count_chunks([np.zeros(4, np.int32)], V)
 
 

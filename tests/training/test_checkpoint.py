@@ -1,5 +1,6 @@
 import errno
 import json
+import pickle
 import shutil
 
 import chex
@@ -61,6 +62,14 @@ def test_the_newest_are_kept_and_the_best_by_validation_loss(checkpoints):
     assert again.steps() == [60]
 
 
+def test_infinite_losses_are_no_best_and_stay_json(checkpoints):
+    save(checkpoints, 1, val=float("nan"))
+    save(checkpoints, 2, val=2.0)
+    save(checkpoints, 3, val=float("inf"))
+    assert checkpoints.best() == Checkpoints(checkpoints.folder).best() == 2
+    assert "Infinity" not in (checkpoints.folder / "3" / "_CHECKPOINT_METADATA").read_text()
+
+
 def test_a_checkpoint_is_of_the_moment_of_saving_though_its_buffers_are_given_away(checkpoints):
     state = state_of(0)
     checkpoints.save(state, 1, 1, {}, {})
@@ -71,10 +80,11 @@ def test_a_checkpoint_is_of_the_moment_of_saving_though_its_buffers_are_given_aw
 
 def test_what_a_dead_process_left_is_removed_and_complete_steps_are_not(checkpoints):
     save(checkpoints, 1)
-    (checkpoints.folder / "2.orbax-checkpoint-tmp-123").mkdir()
+    for name in ("2.orbax-checkpoint-tmp-123", "3.discarded", "1-backup"):
+        (checkpoints.folder / name).mkdir()
     assert checkpoints.steps() == [1]
     checkpoints.remove_unfinished()
-    assert [item.name for item in checkpoints.folder.iterdir()] == ["1"]
+    assert sorted(item.name for item in checkpoints.folder.iterdir()) == ["1", "1-backup"]
 
 
 def test_another_shape_or_name_is_refused(checkpoints):
@@ -133,7 +143,14 @@ def test_edited_arrays_are_noticed(checkpoints):
         checkpoints.load(1)
 
 
-@pytest.mark.parametrize("about", [None, {}, {"schema_version": 99, "step": 1}, {"schema_version": 1, "step": 2}])
+WHOLE = {"schema_version": 1, "step": 1, "losses": {}, "sha256": {}}
+
+
+@pytest.mark.parametrize(
+    "about",
+    [None, {}, {**WHOLE, "schema_version": 99}, {**WHOLE, "step": 2}, {**WHOLE, "losses": 3}]
+    + [{key: value for key, value in WHOLE.items() if key != missing} for missing in WHOLE],
+)
 def test_a_foreign_checkpoint_is_told(checkpoints, about):
     ocp.save(str(checkpoints.folder / "1"), {"w": np.zeros(3)}, custom_metadata=about)
     with pytest.raises(CheckpointError, match="steps/1 is not a checkpoint of this version of babyjax at step 1"):
@@ -177,10 +194,12 @@ def test_a_save_that_fails_without_saying_so_is_noticed(checkpoints, monkeypatch
         save(checkpoints, 1)
 
 
-def test_nothing_is_pickled(checkpoints):
+def test_nothing_is_pickled(checkpoints, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("pickled")
+
+    for name in ("dump", "dumps", "load", "loads", "Pickler", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
     save(checkpoints, 1)
-    for path in (checkpoints.folder / "1").rglob("*"):
-        if path.is_file():
-            assert not path.name.endswith((".pkl", ".pickle"))
-            assert path.read_bytes()[:1] != b"\x80"
+    chex.assert_trees_all_equal(checkpoints.load(1).fill(state_of(0)), state_of(1))
     assert json.loads((checkpoints.folder / "1" / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]["step"] == 1

@@ -1,3 +1,4 @@
+import errno
 import json
 import threading
 
@@ -5,11 +6,11 @@ import chex
 import jax
 import numpy as np
 import pytest
-from filelock import FileLock
 
-from babyjax import BabyGPT, CharTokenizer, Corpus, load_run
+from babyjax import BabyGPT, CharTokenizer, Corpus, files, load_run, read_corpus
 from babyjax.config import load_config
-from babyjax.errors import BabyjaxError, RunError
+from babyjax.errors import BabyjaxError, DataError, RunError
+from babyjax.training.checkpoint import discard
 from babyjax.training.optimizer import make_optimizer
 from babyjax.training.run import RunDirectory, describe
 from babyjax.training.step import init_state
@@ -97,6 +98,7 @@ def test_only_the_same_run_may_be_continued(run):
         run.check_same_run(config_of(run.path, "model.n_embd=5"), CORPUS)
     with pytest.raises(RunError, match="the corpus has sha256 "):
         run.check_same_run(config_of(run.path), Corpus("mine", "other" * 30))
+    run.add_rows([{"step": step, "train_loss": 1.0} for step in range(1, 5)])
     run.rewind(more, 4)
     assert run.config() == more
 
@@ -157,13 +159,99 @@ def test_two_may_not_train_in_one_directory_and_a_lock_file_alone_does_not_block
         pass
 
 
-def test_a_file_system_without_locks_is_no_obstacle(run, monkeypatch):
-    def unsupported(self, *_, **__):
-        raise NotImplementedError
+@pytest.mark.parametrize("answer", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_no_obstacle(run, monkeypatch, answer):
+    fcntl = pytest.importorskip("fcntl")
 
-    monkeypatch.setattr(FileLock, "acquire", unsupported)
+    def flock(*_):
+        raise OSError(answer, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
     with run.locked():
         pass
+
+
+def test_nothing_of_the_users_is_touched_where_there_is_no_run_of_ours(tmp_path):
+    files = {"config.yaml": "lr: 0.1", "corpus.txt": "mine", "tokenizer.json": "{}", "steps/raw/data.csv": "1,2"}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    with pytest.raises(RunError, match=r"config\.yaml is not the configuration of a run"):
+        RunDirectory(tmp_path).exists()
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(RunError, match="holds no run but other files"):
+        RunDirectory(tmp_path).exists()
+    assert {name: (tmp_path / name).read_text() for name in list(files)[1:]} == {n: files[n] for n in list(files)[1:]}
+
+
+@pytest.mark.parametrize("written", ["config.yaml", "corpus.txt", "tokenizer.json"])
+def test_a_run_killed_while_it_is_created_is_begun_again(tmp_path, monkeypatch, written):
+    run, real = RunDirectory(tmp_path / "run"), files.os.replace
+
+    def die(source, target):
+        if str(target).endswith(written):
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(files.os, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        run.create(config_of(run.path), TOKENIZER, CORPUS)
+    monkeypatch.undo()
+    run.exists()
+    assert run.checkpoints.steps() == []
+    run.create(config_of(run.path), TOKENIZER, CORPUS)
+    save(run, 1)
+    assert load_run(run.path).corpus() == CORPUS
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: "# note\n" + text,
+        lambda text: text.replace('"step": 2', '"step": 3'),
+        lambda text: text.partition("\n")[2],
+        lambda text: "[]\n" + text,
+        lambda text: "\0" * 5 + "\n" + text,
+        lambda text: "",
+    ],
+)
+def test_edited_metrics_are_named(run, edit):
+    save(run, 3)
+    run.add_rows([{"step": step, "train_loss": 1.0} for step in (1, 2, 3)])
+    path = run.path / "metrics.jsonl"
+    path.write_text(edit(path.read_text()))
+    before = path.read_text()
+    with pytest.raises(RunError, match=r"metrics\.jsonl was edited"):
+        run.rewind(config_of(run.path), 3)
+    assert path.read_text() == before
+
+
+def test_a_run_may_be_read_while_it_trains_and_drops_old_steps(run, monkeypatch):
+    save(run, 1, 2)
+    real = run.checkpoints.__class__.load
+
+    def load(self, step):
+        if step == 2:  # meanwhile the trainer saves step 3 and drops step 2
+            save(run, 3)
+            discard(run.path / "steps" / "2")
+        return real(self, step)
+
+    monkeypatch.setattr(run.checkpoints.__class__, "load", load)
+    assert load_run(run.path).step == 3
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/run", "x" * 300, "a\0b"])
+def test_a_path_that_cannot_be_one_is_refused(path):
+    with pytest.raises(RunError, match="is not a path this system can use"):
+        RunDirectory(path)
+    with pytest.raises(DataError):
+        read_corpus(path)
+
+
+def test_a_loop_of_links_is_refused(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(RunError):
+        RunDirectory(tmp_path / "loop").exists()
 
 
 def test_rewinding_restores_the_metrics(run):

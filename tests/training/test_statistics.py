@@ -18,7 +18,7 @@ from babyjax import (
     split_tokens,
 )
 from babyjax.data.batches import Split, batch_at
-from babyjax.errors import TokenError
+from babyjax.errors import CountError, DataError, TokenError
 from babyjax.training import statistics
 from babyjax.training.objective import mean_nats
 from babyjax.training.statistics import Nats
@@ -113,6 +113,21 @@ def test_counting_windows_counts_the_pairs_of_the_training_batches(rng):
         inputs, targets = batch_at(tokens, 5, step, 3, 4)
         np.add.at(expected, (np.asarray(inputs), np.asarray(targets)), 1)
     chex.assert_trees_all_equal(counts, jnp.asarray(expected))
+
+
+def test_counting_windows_checks_what_it_is_given():
+    tokens = np.zeros(20, np.int32)
+    with pytest.raises(TokenError, match="token id 9"):
+        count_windows(np.array([0, 9] * 10, np.int32), V, 0, steps=1, batch_size=1, block_size=1)
+    with pytest.raises(DataError, match="20 tokens is too short for a block of 20"):
+        count_windows(tokens, V, 0, steps=1, batch_size=1, block_size=20)
+    with pytest.raises(CountError, match="more than an int32 counts"):
+        count_windows(tokens, V, 0, steps=2**20, batch_size=2**8, block_size=2**3)
+
+
+def test_a_split_without_a_pair_is_refused():
+    with pytest.raises(DataError, match="val split has no pair"):
+        PairCounts.from_split(Split(np.zeros(5, np.int32), np.zeros(1, np.int32)), V)
 
 
 def test_tinyshakespeare_figures(tinyshakespeare):
