@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -45,6 +45,7 @@ def test_pair_counts_refuse_an_id_out_of_range():
         PairCounts.from_split(Split(np.array([0, 1], np.int32), np.array([0, 6], np.int32)), V)
 
 
+@settings(max_examples=10)  # each has pairs of its own, and so compiles
 @given(texts, st.sampled_from([0.01, 1.0]))
 def test_add_k_loss_is_that_of_the_bigram_model(tokens, smoothing):
     split = split_tokens(tokens)
@@ -54,6 +55,7 @@ def test_add_k_loss_is_that_of_the_bigram_model(tokens, smoothing):
         assert losses[name].per_token == pytest.approx(pairs.add_k_loss(name, smoothing), rel=1e-5, abs=1e-6)
 
 
+@settings(max_examples=10)
 @given(texts)
 def test_the_floor_of_train_is_the_unsmoothed_bigrams_loss_and_that_of_val_the_add_one_bigrams(tokens):
     split = split_tokens(tokens)
