@@ -2,10 +2,13 @@
 
 import io
 import os
+import shlex
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from babyjax.config import Option
 from babyjax.errors import BabyjaxError, OutOfMemoryError
@@ -53,6 +56,16 @@ def fail(error: BabyjaxError, cause: Exception) -> None:
         raise cause
     print("error:", " ".join(str(error).split()), file=sys.stderr)
     sys.exit(error.exit_status)
+
+
+def command_line(door: str, *arguments: str) -> str:
+    """The command line of a door, to be pasted where this one was typed: with the Python that runs now."""
+    python = sys.executable
+    if shutil.which("python") == python:
+        python = "python"
+    elif Path(python).is_relative_to(Path.cwd()):
+        python = str(Path(python).relative_to(Path.cwd()))
+    return shlex.join([python, "-m", f"babyjax.{door}", *arguments])
 
 
 def describe_options(options: Iterable[tuple[str, Option]]) -> str:

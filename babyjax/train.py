@@ -1,6 +1,5 @@
 """`python -m babyjax.train model=babygpt`: train a model and keep the run in a directory."""
 
-import shlex
 import signal
 import threading
 import time
@@ -10,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from babyjax.config import GROUPS, BigramConfig, Config, choices_of, load_config, options_of
-from babyjax.door import describe_options, prepare_jax, run_door
+from babyjax.door import command_line, describe_options, prepare_jax, run_door
 from babyjax.errors import DivergenceError, RunError
 from babyjax.progress import TrainingDisplay, duration, say
 
@@ -108,7 +107,7 @@ class Job:
         )
         self.say(f"took     {did}")
         self.say(f"kept in  {self.config.run_dir}")
-        self.say(f"next     python -m babyjax.sample run_dir={shlex.quote(self.config.run_dir)}")
+        self.say(f"next     {command_line('sample', f'run_dir={self.config.run_dir}')}")
 
 
 def train_by_counting(job: Job) -> None:
@@ -221,7 +220,7 @@ def train_by_gradient(job: Job, first_step: int, stopped: list[int], argv: list[
     if step < steps:
         arguments = [argument for argument in argv if argument.partition("=")[0] != "overwrite"]
         job.say(f"\nstopped  after step {step:,}; it is saved")
-        job.say(f"next     {shlex.join(['python', '-m', 'babyjax.train', *arguments])}")
+        job.say(f"next     {command_line('train', *arguments)}")
     else:
         job.conclude(losses, f"{duration(seconds)} for {steps - first_step:,} steps")
 
@@ -257,9 +256,7 @@ def main(argv: list[str]) -> int:
         if first_step >= (1 if by_counting else config.train.steps):
             job.say(f"{config.run_dir} is trained already, to step {first_step:,}.")
             more = "" if by_counting else f"train.steps={2 * first_step} goes on, "
-            job.say(
-                f"{more}overwrite=true starts anew; or: python -m babyjax.sample run_dir={shlex.quote(config.run_dir)}"
-            )
+            job.say(f"{more}overwrite=true starts anew; or: {command_line('sample', f'run_dir={config.run_dir}')}")
             return 0
         if by_counting:
             train_by_counting(job)

@@ -31,7 +31,7 @@ def test_train_evaluate_sample_on_ones_own_text(door, knock, tmp_path, text, mod
     assert (trained.returncode, trained.stderr) == (0, "")
     assert f"{model} on 诗 词: 560 characters, vocabulary 13" in trained.stdout
     assert "floor 0." in trained.stdout
-    assert f"python -m babyjax.sample run_dir='{run_dir}'" in trained.stdout
+    assert f" -m babyjax.sample 'run_dir={run_dir}'" in trained.stdout
     assert "\x1b" not in trained.stdout
 
     text.unlink()  # the run needs only its own folder
@@ -143,7 +143,9 @@ def test_a_stopped_run_is_saved_and_goes_on(door, tmp_path, number, status):
     last = json.loads(metrics.read_text().splitlines()[-1])["step"]
     assert f"stopped  after step {last:,}; it is saved" in stdout
     command = stdout.splitlines()[-1].removeprefix("next     ")
-    assert command == shlex.join(["python", "-m", "babyjax.train", *options[:-1], "train.steps=2000000000"])
+    python, *arguments = shlex.split(command)
+    assert shutil.which(python) == sys.executable
+    assert arguments == ["-m", "babyjax.train", *options[:-1], "train.steps=2000000000"]
     resumed = door("train", *options[:-1], f"train.steps={last + 10}")
     assert f"continuing from step {last:,}" in resumed.stdout
     assert resumed.returncode == 0
