@@ -15,7 +15,8 @@ from babyjax.errors import BabyjaxError, OutOfMemoryError
 
 
 def run_door(main: Callable[[list[str]], int | None], help_text: Callable[[list[str]], str]) -> None:
-    """Run a door on the process's arguments and exit: 0 done, 1 failed, 2 wrongly asked, 130 interrupted.
+    """Run a door on the process's arguments and exit: 0 done, 1 failed, 2 wrongly asked; Ctrl-C ends it as
+    it ends any command, 130 to a shell.
 
     With BABYJAX_DEBUG=1 in the environment an error shows its traceback.
     """

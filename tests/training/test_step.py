@@ -38,16 +38,18 @@ def test_a_step_is_adamw_on_the_gradient_of_the_batch():
     chex.assert_trees_all_close(after.model, expected, atol=2e-6)
 
 
-def test_advance_runs_the_step_without_jit_too():
+def test_advance_runs_the_steps_one_by_one_with_and_without_jit():
     state, expected_losses = fresh_state(), []
-    with jax.disable_jit():
-        for step in range(1):
-            state, loss = train_step(state, batch_at(TOKENS, 1, step, 4, 5), OPTIMIZER)
-            expected_losses.append(loss)
-    after, losses = ADVANCE(fresh_state(), TOKENS, 1)
+    jitted = jax.jit(train_step, static_argnums=2)
+    for step in range(4):
+        batch = batch_at(TOKENS, 1, step, 4, 5)
+        with jax.disable_jit(step == 0):
+            state, loss = (train_step if step == 0 else jitted)(state, batch, OPTIMIZER)
+        expected_losses.append(loss)
+    after, losses = ADVANCE(fresh_state(), TOKENS, 4)
     chex.assert_shape(losses, (MAX_STEPS_PER_DISPATCH,))
-    np.testing.assert_allclose(losses[:1], expected_losses, rtol=1e-5)
-    assert not losses[1:].any()
+    np.testing.assert_allclose(losses[:4], expected_losses, rtol=1e-5)
+    assert not losses[4:].any()
     chex.assert_trees_all_close(after, state, rtol=1e-4, atol=1e-5)
 
 
