@@ -70,6 +70,20 @@ class OptimizerConfig:
 
 
 @dataclass
+class TrainerConfig:
+    name: str = option("")
+
+
+@dataclass
+class CountsConfig(TrainerConfig):
+    tolerance: float | None = option("nats a step must still promise (none: by size)", interval="[1e-12, 1]")
+    smoothing: float | None = option("added to every count of a context seen (none: 1/V)", interval="[0, 1e9]")
+    penalty: float = option("times half the squares of embedding and head", interval="[0, 1e6]")
+    starts: int = option("descents, of which the best is kept", interval="[1, 1e6]")
+    choose: str = option("what validation chooses", choices=("nothing", "smoothing", "penalty"))
+
+
+@dataclass
 class TrainConfig:
     steps: int = option("updates to make in all", interval=SIZE, free=True)
     batch_size: int = option("windows in a batch", interval=SIZE)
@@ -89,6 +103,7 @@ class Config:
 
     model: ModelConfig
     data: DataConfig
+    trainer: TrainerConfig
     optimizer: OptimizerConfig
     train: TrainConfig
     checkpoint: CheckpointConfig
@@ -100,6 +115,7 @@ class Config:
 GROUPS: dict[str, dict[str, type]] = {
     "model": {"bigram": BigramConfig, "babygpt": BabyGPTConfig},
     "data": {"pydocs": DataConfig, "shakespeare": DataConfig, "synthetic": SyntheticConfig},
+    "trainer": {"sgd": TrainerConfig, "counts": CountsConfig},
     "optimizer": {"adamw": OptimizerConfig},
 }
 
@@ -162,8 +178,11 @@ def _inside(value: int | float, interval: str) -> bool:
 
 def _parse(key: str, value: Any, kind: Any) -> Any:
     """A value of type `kind` from YAML or from the command line, where everything is text."""
-    if kind == (str | None):
-        return None if value is None or value in ("null", "none") else str(value)
+    if kind in (str | None, float | None):
+        if value is None or value in ("null", "none"):
+            return None
+        kind = str if kind == (str | None) else float
+        value = str(value)
     try:
         if kind is bool and str(value).lower() in ("true", "false"):
             return str(value).lower() == "true"
@@ -182,7 +201,7 @@ def _parse(key: str, value: Any, kind: Any) -> Any:
 def _check(key: str, option: Option) -> None:
     if option.choices and option.value not in option.choices:
         raise _unknown(f"value of {key}:", str(option.value), list(option.choices))
-    if option.interval and not _inside(option.value, option.interval):
+    if option.interval and option.value is not None and not _inside(option.value, option.interval):
         raise ConfigError(f"{key}={option.value} is out of range; it must lie in {option.interval}")
 
 

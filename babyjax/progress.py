@@ -59,6 +59,31 @@ class TrainingDisplay:
         say(self._console, row + (f"  {duration(left)} left" if left and not self._console.is_terminal else ""))
 
 
+class CountsDisplay:
+    """A table of the steps that took long or ended a descent, with the newest beneath it. Use as a context manager."""
+
+    def __init__(self, console: Console, floor: float):
+        self._console, self._floor, self._said = console, floor, -1.0
+        self._status = console.status("compiling")
+
+    def __enter__(self):
+        say(self._console, "    step    train      val  above floor")
+        self._status.start()
+        return self
+
+    def __exit__(self, *_):
+        self._status.stop()
+
+    def step(self, step: int, train: float, val: float, what: str, important: bool) -> None:
+        """A step was made: exact losses in nats per token of the best network so far, and `what` it brought."""
+        row = f"{step:8,} {train:8.4f} {val:8.4f} {train - self._floor:12.4f}  {what}"
+        self._status.update(row.strip())
+        now = time.monotonic()
+        if important or now - self._said > 1:
+            say(self._console, row)
+            self._said = now
+
+
 def say(console: Console, line: str) -> None:
     """Print a line as it is: rich is to colour nothing, interpret nothing, break nothing."""
     console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)

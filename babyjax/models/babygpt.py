@@ -23,5 +23,16 @@ class BabyGPT(nnx.Module):
         self.token_embedding = Embedding(vocab_size, n_embd, key=embedding_key)
         self.lm_head = Linear(n_embd, vocab_size, bias=bias, key=head_key)
 
+    @classmethod
+    def from_parameters(
+        cls, embedding: Float[Array, "V D"], kernel: Float[Array, "D V"], bias: Float[Array, " V"] | None = None
+    ):
+        """The network with these parameters."""
+        model = jax.eval_shape(lambda: cls(*embedding.shape, bias=bias is not None, key=jax.random.key(0)))
+        model.token_embedding.embedding = nnx.Param(embedding)
+        model.lm_head.kernel = nnx.Param(kernel)
+        model.lm_head.bias = None if bias is None else nnx.Param(bias)
+        return model
+
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
         return self.lm_head(self.token_embedding(tokens))

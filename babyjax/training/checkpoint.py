@@ -59,6 +59,8 @@ class Saved(NamedTuple):
     def fill(self, template: Tree, part: str = "") -> Tree:
         """The arrays in the structure of `template`, a pytree of arrays (whose devices they then take) or of shapes.
 
+        Where the template has a NumPy array it stays on the host, in the precision it was saved in.
+
         `part` is the path of `template` in what was saved. Raises `CheckpointError` where a name or a shape differs.
         """
         wanted = named_arrays({part: template} if part else template)
@@ -68,7 +70,12 @@ class Saved(NamedTuple):
                 has = "nothing" if found is None else f"{found.dtype}{list(found.shape)}"
                 wants = f"{leaf.dtype}{list(leaf.shape)}"
                 raise CheckpointError(f"{self.path} does not fit: {name} should be {wants}, it has {has}")
-        leaves = [jax.device_put(self.arrays[name], getattr(leaf, "sharding", None)) for name, leaf in wanted.items()]
+        leaves = [
+            self.arrays[name]
+            if isinstance(leaf, np.ndarray | np.generic)
+            else jax.device_put(self.arrays[name], getattr(leaf, "sharding", None))
+            for name, leaf in wanted.items()
+        ]
         return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 

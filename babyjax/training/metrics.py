@@ -10,6 +10,9 @@ from babyjax.errors import RunError
 from babyjax.files import replace_file
 
 
+LEDGER = "ledger"
+
+
 def finite_json(value: Any) -> Any:
     """`value` with numbers JSON cannot write, infinity and NaN, as null."""
     if isinstance(value, dict):
@@ -27,11 +30,23 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         file.write("".join(map(_line, rows)))
 
 
+def add_ledger(path: Path, ledger: dict[str, Any]) -> None:
+    """Put the ledger of a finished run into the file's last row."""
+    *rows, last = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    replace_file(path, "".join(rows) + _line(json.loads(last) | {LEDGER: ledger}))
+
+
+def has_ledger(path: Path) -> bool:
+    """Whether the file's last row has the ledger of a finished run."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return bool(lines) and LEDGER in json.loads(lines[-1])
+
+
 def rewind_rows(path: Path, step: int, eval_interval: int) -> None:
     """Make the file what it was when step `step` was reached on the way to a later one.
 
-    What was written after the checkpoint will be written again, and an evaluation made only because the run ended there
-    goes. So a run that was cut has, to the byte, the rows of one that was not. Raises `RunError` for an edited file.
+    What was written after the checkpoint will be written again; the ledger, and an evaluation made only because the run
+    ended there, go. So a run that was cut has, to the byte, the rows of one that was not. Raises `RunError` for an edited file.
     """
     kept = []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
@@ -42,6 +57,8 @@ def rewind_rows(path: Path, step: int, eval_interval: int) -> None:
             row = json.loads(line)
             if row["step"] == step and step % eval_interval:
                 line = _line({key: row[key] for key in ("step", "train_loss")})
+            elif row.pop(LEDGER, None):
+                line = _line(row)
             if row["step"] <= step:
                 kept.append((row["step"], line))
         except (ValueError, KeyError, TypeError):

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import jax
 from filelock import FileLock, Timeout
 
-from babyjax.config import Config, config_from_dict, differences, load_saved_config, save_config
+from babyjax.config import Config, CountsConfig, config_from_dict, differences, load_saved_config, save_config
 from babyjax.data.corpus import Corpus, fingerprint, read_corpus
 from babyjax.data.tokenizer import ByteTokenizer, CharTokenizer, tokenizer_from_json
 from babyjax.errors import CheckpointError, ConfigError, RunError
 from babyjax.files import UNFINISHED, replace_file, user_path
 from babyjax.models import make_model
 from babyjax.training.checkpoint import Checkpoints, Saved, discard
-from babyjax.training.metrics import append_rows, rewind_rows
+from babyjax.training.metrics import add_ledger, append_rows, has_ledger, rewind_rows
 
 LOCK = ".lock"
 # What a file system that knows no locks answers, some network mounts.
@@ -100,7 +100,8 @@ class RunDirectory:
         """Make the files what they were when step `step` was reached. Raises `RunError` where that cannot be."""
         try:
             self.checkpoints.remove_unfinished()
-            rewind_rows(self._metrics, step, config.train.eval_interval)
+            evaluated_each_step = isinstance(config.trainer, CountsConfig)
+            rewind_rows(self._metrics, step, 1 if evaluated_each_step else config.train.eval_interval)
             save_config(config, self.path / "config.yaml")
         except OSError as error:
             raise self._cannot_write(error) from None
@@ -111,6 +112,17 @@ class RunDirectory:
             append_rows(self._metrics, rows)
         except OSError as error:
             raise self._cannot_write(error) from None
+
+    def add_ledger(self, ledger: dict[str, Any]) -> None:
+        """Put the ledger of the finished run into metrics.jsonl. Raises `RunError` where that cannot be written."""
+        try:
+            add_ledger(self._metrics, ledger)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def has_ledger(self) -> bool:
+        """Whether metrics.jsonl has the ledger of the finished run."""
+        return has_ledger(self._metrics)
 
     def _cannot_write(self, error: OSError) -> RunError:
         return RunError(f"cannot write in the run directory {self.path}: {error.strerror or error}")
