@@ -31,6 +31,8 @@ DENSE_CELLS, DENSE_BLOCKS = 512**2, 1 << 21
 SWEEPS_BEFORE_NEWTON = 4
 TOLERANCE, SWEEP_TOLERANCE = 1e-6, 1e-2
 MAX_STEPS = 1000
+# Steps damped by no more than this promise what free ones would.
+FREE_DAMPING = 1e-3
 # Values tried, strong to weak, where validation is to choose.
 SMOOTHINGS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4, 0.0)
 PENALTIES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
@@ -105,7 +107,7 @@ class CountsProblem:
         self.dense = cells <= DENSE_CELLS
         self.second_order = self.dense and blocks <= DENSE_BLOCKS
         self.tolerance = tolerance if tolerance is not None else TOLERANCE if self.second_order else SWEEP_TOLERANCE
-        if not self.second_order:
+        if not (self.second_order and self.width):
             self.legs = [leg for leg in self.legs if leg.start not in ("random", "near best")]
         self._smoothing: float | None = None
         self._progress = ""
@@ -188,10 +190,9 @@ class CountsProblem:
 
     def _finished(self, fit: CountsFit, gap: float) -> bool:
         descent, leg = fit.descent, self.legs[int(fit.leg)]
-        certain = self._certain(leg)
-        promised_little = descent.promise < self.tolerance * (1e-3 if certain else 1)
-        if self.second_order:
-            promised_little &= descent.damping < 1
+        # Damping makes a step modest: in a flat direction it promises less by as much as it is damped more.
+        caution = max(1.0, float(descent.damping) / FREE_DAMPING) if self.second_order else 1.0
+        promised_little = descent.promise * caution < self.tolerance and not self._certain(leg)
         stuck = descent.damping >= MAX_DAMPING or fit.step >= MAX_STEPS
         return bool(gap < self.tolerance or promised_little or stuck)
 
@@ -250,7 +251,9 @@ class CountsProblem:
         leg = self.legs[int(fit.best_leg)]
         if self._certain(leg) or fit.best_gap < self.tolerance:
             return f"within {max(float(fit.best_gap), 0):.0e} nats of the global optimum"
-        ended = int(fit.leg)
+        ended = int(fit.best_leg) + 1 if self.score else int(fit.leg)
+        if self.score:
+            return f"chosen by validation among {ended}"
         return f"best of {ended} start{'s' * (ended != 1)}, at most {fit.best_gap:.0e} nats above any bigram"
 
 

@@ -10,8 +10,9 @@ from jaxtyping import Array, Float
 from babyjax.models.babygpt import BabyGPT
 from babyjax.training.statistics import PairCounts
 
-# Pseudo-counts, spread as the unigram distribution, that the first guess adds to every row.
-PRIOR = 50.0
+# What the first guess adds to every row of counts, spread as the unigram distribution, and the least it lets a token
+# weigh: as shares of all counts, so that a start does not depend on how often a corpus is repeated.
+PRIOR, LEAST = 5e-5, 5e-7
 # An SVD of a larger vocabulary than this is one of a sparse matrix, and of no more directions than this.
 DENSE_VOCAB, SPARSE_RANK = 1024, 256
 
@@ -29,9 +30,10 @@ class Factors(NamedTuple):
         return logits if self.bias is None else logits + self.bias
 
     def model(self, n_embd: int) -> BabyGPT:
-        """The network with these parameters in float32, its width padded with zeros to `n_embd`."""
+        """The network with these parameters in float32, balanced, its width padded with zeros to `n_embd`."""
         padding = ((0, 0), (0, n_embd - self.embedding.shape[1]))
-        embedding, head = (np.pad(np.asarray(part, np.float32), padding) for part in (self.embedding, self.head))
+        balanced = balance(self)
+        embedding, head = (np.pad(part.astype(np.float32), padding) for part in (balanced.embedding, balanced.head))
         bias = None if self.bias is None else jnp.asarray(self.bias, jnp.float32)
         return BabyGPT.from_parameters(jnp.asarray(embedding), jnp.asarray(head.T), bias)
 
@@ -76,6 +78,12 @@ def balance(factors: Factors) -> Factors:
     return Factors(basis_a @ (left * root), basis_b @ (right.T * root), factors.bias)
 
 
+def _unigram(pairs: PairCounts) -> Float[np.ndarray, " V"]:
+    count = np.bincount(pairs.following, pairs.counts["train"], pairs.vocab_size)
+    share = count / count.sum() + LEAST
+    return share / share.sum()
+
+
 def svd_start(pairs: PairCounts, n_embd: int, *, bias: bool) -> Factors:
     """No training yet, and not far: a weighted SVD of the log-ratio of smoothed counts to the unigram's prediction.
 
@@ -87,11 +95,10 @@ def svd_start(pairs: PairCounts, n_embd: int, *, bias: bool) -> Factors:
 
     vocab_size, count = pairs.vocab_size, pairs.counts["train"]
     contexts = pairs.context_totals("train")
-    unigram = np.bincount(pairs.following, count, vocab_size) + 0.5
-    unigram /= unigram.sum()
-    row_scale = np.sqrt(np.maximum(contexts, 0.5) / contexts.sum())
+    total, unigram = count.sum(), _unigram(pairs)
+    row_scale = np.sqrt(np.maximum(contexts / total, LEAST))
     column_scale = np.sqrt(unigram)
-    cells = row_scale[pairs.current] * np.log1p(count / (PRIOR * unigram[pairs.following]))
+    cells = row_scale[pairs.current] * np.log1p(count / (PRIOR * total * unigram[pairs.following]))
     cells *= column_scale[pairs.following]
     log_ratio = csr_matrix((cells, (pairs.current, pairs.following)), shape=(vocab_size, vocab_size))
     log_unigram = np.log(unigram)
@@ -120,9 +127,8 @@ def svd_start(pairs: PairCounts, n_embd: int, *, bias: bool) -> Factors:
 def random_start(pairs: PairCounts, n_embd: int, seed: int, *, bias: bool) -> Factors:
     """Normal factors, small, and the unigram's logits as the bias."""
     random = np.random.default_rng(seed)
-    unigram = np.bincount(pairs.following, pairs.counts["train"], pairs.vocab_size) + 0.5
     embedding, head = random.normal(0, 0.3, (2, pairs.vocab_size, n_embd))
-    return Factors(embedding, head, np.log(unigram / unigram.sum()) if bias else None)
+    return Factors(embedding, head, np.log(_unigram(pairs)) if bias else None)
 
 
 def perturbed(factors: Factors, seed: int) -> Factors:

@@ -9,7 +9,6 @@ from typing import Any
 from babyjax.errors import RunError
 from babyjax.files import replace_file
 
-
 LEDGER = "ledger"
 
 
@@ -46,7 +45,8 @@ def rewind_rows(path: Path, step: int, eval_interval: int) -> None:
     """Make the file what it was when step `step` was reached on the way to a later one.
 
     What was written after the checkpoint will be written again; the ledger, and an evaluation made only because the run
-    ended there, go. So a run that was cut has, to the byte, the rows of one that was not. Raises `RunError` for an edited file.
+    ended there, go. So a run that was cut has, to the byte, the rows of one that was not. Raises `RunError` for an
+    edited file.
     """
     kept = []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []

@@ -58,6 +58,8 @@ def _inverse(matrices: Float[Array, "R D D"]) -> Float[Array, "R D D"]:
         m = jnp.where(in_row, row, jnp.where(in_column, -(column / pivot)[:, None], m))
         return jnp.where(in_row & in_column, 1 / pivot, m)
 
+    if matrices.shape[-1] == 0:
+        return matrices
     # With the batch last, so that every operation of a pivot runs over contiguous memory.
     return jax.lax.fori_loop(0, matrices.shape[-1], eliminate, matrices.transpose(1, 2, 0)).transpose(2, 0, 1)
 

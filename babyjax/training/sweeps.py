@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from babyjax.training.factors import Descent, Factors, balance
+from babyjax.training.factors import LEAST, Descent, Factors, balance
 from babyjax.training.statistics import PairCounts
 
 # Cells worked on at once: a few arrays of them fit the cache of a CPU.
@@ -105,7 +105,7 @@ def smoothed_targets(pairs: PairCounts, smoothing: float, dtype: type) -> Target
         contexts,
         weight,
         smoothing * scale,
-        np.maximum(unigram, 0.5 / totals.sum()),
+        np.maximum(unigram, LEAST),
         row,
         following,
         entry,
@@ -135,15 +135,14 @@ def _pass(
     *,
     poisson: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """A damped Newton step for every row: the rows, their dampings, the log-normalisers, and the loss in all."""
-    rows, damping = rows.copy(), damping.copy()
+    """A damped Newton step for every row: the rows, their dampings, the log-normalisers, and the loss and ridge."""
+    new_rows, new_damping = rows.copy(), damping.copy()
     normaliser, nats = np.zeros(len(rows)), np.zeros(len(rows))
     on_device = [jnp.asarray(part, dtype) for part in (design, offset, ridge)]
-    old = rows.astype(dtype)
     for chunk in chunks:
         here = chunk.rows
         results = _regress(
-            old[here],
+            rows[here].astype(dtype),
             *on_device,
             (base if poisson else base[here, None]).astype(dtype),
             *chunk[1:],
@@ -151,8 +150,8 @@ def _pass(
             damping[here].astype(dtype),
             poisson=poisson,
         )
-        rows[here], damping[here], normaliser[here], nats[here] = (np.asarray(part) for part in results)
-    return rows, damping, normaliser, float(nats.sum())
+        new_rows[here], new_damping[here], normaliser[here], nats[here] = (np.asarray(part) for part in results)
+    return new_rows, new_damping, normaliser, float(nats.sum())
 
 
 @partial(jax.jit, static_argnames="poisson")
@@ -242,7 +241,8 @@ def sweep(state: Descent, targets: Targets, penalty: float) -> Descent:
     )
     embedding[contexts] = rows @ inverse
     log_normaliser += embedding[contexts] @ shift
-    objective = nats + penalty / 2 * ((embedding**2).sum() + (head**2).sum())
+    unseen = np.delete(embedding, contexts, axis=0)
+    objective = nats + penalty / 2 * ((unseen**2).sum() + (head**2).sum())
 
     if bias is not None and not penalty:  # W is the same, and the design centred
         centre = weight @ embedding[contexts]
