@@ -125,6 +125,11 @@ class CountsProblem:
                 self._matrix, self._weight = self._sparse.dense()
         return self._sparse
 
+    def matrix(self, smoothing: float) -> tuple[Float[np.ndarray, "V V"], Float[np.ndarray, " V"]]:
+        """w_i P_ij and w, where the vocabulary is small."""
+        self._targets(smoothing)
+        return self._matrix, self._weight
+
     def start(self) -> CountsFit:
         """Before the first step."""
         first = self._start_leg(0, None)
@@ -164,7 +169,7 @@ class CountsProblem:
         targets = self._targets(smoothing)
         fresh = leg.start in ("svd", "random", "near best") and not leg.penalty
         if self.second_order and not (fresh and step < SWEEPS_BEFORE_NEWTON):
-            descent = newton_step(fit.descent, self._matrix, self._weight, leg.penalty)
+            descent = newton_step(fit.descent, *self.matrix(smoothing), leg.penalty)
         elif self.dense:
             with double_precision():
                 descent = sweep(fit.descent, targets, leg.penalty)
@@ -206,8 +211,8 @@ class CountsProblem:
         targets = self._targets(leg.smoothing)
         if not self.dense:
             return float(descent.objective) - targets.entropy()
-        weight = self._weight
-        expected = self._matrix / np.maximum(weight, 1e-300)[:, None]
+        matrix, weight = self.matrix(leg.smoothing)
+        expected = matrix / np.maximum(weight, 1e-300)[:, None]
         if self._certain(leg):
             logits = np.asarray(descent.factors.logits())
             predicted = np.exp(logits - logits.max(1, keepdims=True))

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from babyjax import BabyGPT, Bigram, count_chunks, count_matrix, count_windows
+from babyjax import BabyGPT, Bigram, PairCounts, Split, count_chunks, count_matrix, count_windows, fit_counts
 from babyjax.config import load_config
+from babyjax.training.counts import CountsProblem, Leg
+from babyjax.training.factors import Factors, balance, factors_of, start_descent
 from babyjax.training.objective import mean_nats
 from babyjax.training.optimizer import make_optimizer
 from babyjax.training.step import init_state, make_advance
@@ -178,3 +180,125 @@ def test_8_what_the_predictions_and_the_logits_do_not_see(seed):
     # (A + 1 a^T, b - B a) leaves the logits themselves
     moved = with_factors(embedding + a, kernel, bias - kernel.T @ a)(contexts)
     chex.assert_trees_all_close(moved, logits, atol=1e-4)
+
+
+def pairs_of(tokens, vocab_size=V):
+    """Its pair counts, all of it the training split."""
+    return PairCounts.from_split(Split(tokens, tokens), vocab_size)
+
+
+def rank_of(table):
+    return np.linalg.matrix_rank(table - table.mean(1, keepdims=True), tol=1e-8)
+
+
+@given(texts)
+def test_6_centred_log_probabilities_have_a_rank_below_v_and_a_width_of_that_is_any_bigram(tokens):
+    counts = counts_of(tokens) + 0.5
+    log_p = np.log(counts / counts.sum(1, keepdims=True))
+    assert rank_of(log_p) <= V - 1
+    left, scale, right = np.linalg.svd(log_p - log_p.mean(1, keepdims=True))
+    model = with_factors(left[:, : V - 1] * scale[: V - 1], right[: V - 1], np.zeros(V))
+    np.testing.assert_allclose(loss_table(model), -log_p, atol=2e-5)
+
+
+def test_6_a_width_of_v_minus_2_generically_is_not_any_bigram(rng):
+    log_p = np.log(rng.dirichlet(np.ones(V), size=V))
+    assert rank_of(log_p) == V - 1  # and with a bias too: what is left after a common row is of rank V - 1
+    assert rank_of(log_p - log_p[0]) == V - 1
+
+
+@given(seeds)
+def test_9_the_gauge_leaves_the_logits_and_its_least_squares_are_the_nuclear_norm(seed):
+    random = np.random.default_rng(seed)
+    a, b = random.normal(size=(2, V, D))
+    mix = random.normal(size=(D, D)) + 3 * np.eye(D)
+    other = Factors(a @ mix, b @ np.linalg.inv(mix).T, None)
+    np.testing.assert_allclose(other.logits(), a @ b.T, atol=1e-9)
+    least = balance(other)
+    np.testing.assert_allclose(least.embedding.T @ least.embedding, least.head.T @ least.head, atol=1e-9)
+    nuclear = np.linalg.norm(a @ b.T, "nuc")
+    assert ((least.embedding**2).sum() + (least.head**2).sum()) / 2 == pytest.approx(nuclear)
+    assert ((other.embedding**2).sum() + (other.head**2).sum()) / 2 >= nuclear - 1e-9
+
+
+def test_10_the_best_loss_falls_with_the_width_from_the_marginals_entropy_to_the_pairs(rng):
+    tokens = rng.integers(0, V, 60).astype(np.int32)
+    pairs, counts = pairs_of(tokens), counts_of(tokens)
+    best = [fit_counts(pairs, width, starts=6, tolerance=1e-9).objective for width in range(V)]
+    marginal = counts.sum(0) / counts.sum()
+    assert best[0] == pytest.approx(-(marginal[marginal > 0] * np.log(marginal[marginal > 0])).sum(), abs=1e-6)
+    joint, outer = counts / counts.sum(), np.outer(counts.sum(1), counts.sum(0)) / counts.sum() ** 2
+    information = (joint[joint > 0] * np.log(joint[joint > 0] / outer[joint > 0])).sum()
+    assert best[0] - entropy(counts) == pytest.approx(information, abs=1e-6)
+    assert (np.diff(best) <= 1e-7).all()
+    assert best[V - 1] == pytest.approx(entropy(counts), abs=1e-6)
+
+
+@given(texts, st.floats(0.01, 0.5))
+def test_11_label_smoothing_is_additive_smoothing_by_row(tokens, eps):
+    counts = counts_of(tokens)
+    totals = counts.sum(1, keepdims=True)
+    seen = totals[:, 0] > 0
+    smoothed_labels = (1 - eps) * counts[seen] / totals[seen] + eps / V
+    added = counts[seen] + eps * totals[seen] / ((1 - eps) * V)
+    np.testing.assert_allclose(smoothed_labels, added / added.sum(1, keepdims=True), atol=1e-12)
+
+
+@given(texts, seeds)
+def test_12_the_poisson_loss_is_the_models_plus_a_constant(tokens, seed):
+    counts = counts_of(tokens)
+    loss = loss_table(BabyGPT(V, D, key=jax.random.key(seed)))
+    totals = counts.sum(1, keepdims=True)
+    mean = totals * np.exp(-loss)
+    seen = totals[:, 0] > 0
+    poisson = mean.sum() - (counts[seen] * np.log(mean[seen])).sum()
+    constant = (totals[seen] - totals[seen] * np.log(totals[seen])).sum()
+    assert poisson == pytest.approx((counts * loss).sum() + constant, rel=1e-5)
+
+
+@given(texts, seeds)
+def test_13_near_the_bigram_the_loss_is_half_the_weighted_variance_of_the_logits(tokens, seed):
+    counts = counts_of(tokens) + 1
+    weight, rows = counts.sum(1) / counts.sum(), counts / counts.sum(1, keepdims=True)
+    delta = 1e-3 * np.random.default_rng(seed).normal(size=(V, V))
+    logits = np.log(rows) + delta
+    loss = weight @ np.log(np.exp(logits).sum(1)) - (weight[:, None] * rows * logits).sum()
+    variance = (rows * delta**2).sum(1) - (rows * delta).sum(1) ** 2
+    assert loss - entropy(counts) == pytest.approx(weight @ variance / 2, abs=1e-8)
+
+
+def test_14_at_the_end_of_a_fit_residuals_are_orthogonal_and_the_marginal_is_met(rng):
+    tokens = rng.integers(0, V, 400).astype(np.int32)
+    counts = counts_of(tokens)
+    factors = factors_of(fit_counts(pairs_of(tokens), D, tolerance=1e-12).model)
+    predicted = np.exp(factors.logits())
+    predicted /= predicted.sum(1, keepdims=True)
+    weight, rows = counts.sum(1) / counts.sum(), counts / counts.sum(1, keepdims=True)
+    np.testing.assert_allclose(weight[:, None] * (predicted - rows) @ factors.head, 0, atol=1e-5)
+    np.testing.assert_allclose(weight @ predicted, counts.sum(0) / counts.sum(), atol=1e-5)
+
+
+@given(texts, seeds, st.floats(1e-4, 1.0))
+def test_15_the_dual_is_below_every_penalised_loss(tokens, seed, penalty):
+    pairs = pairs_of(tokens)
+    problem = CountsProblem(pairs, V - 1, [Leg("svd", 0, 0.1, penalty)], bias=False)
+    random = np.random.default_rng(seed)
+    here, there = (Factors(*random.normal(size=(2, V, V - 1)), None) for _ in range(2))
+
+    def objective(factors):
+        targets, weight = problem.matrix(0.1)
+        logits = factors.logits()
+        loss = weight @ np.log(np.exp(logits).sum(1)) - (targets * logits).sum()
+        return loss + penalty * np.linalg.norm(logits, "nuc")
+
+    at_here = start_descent(here)._replace(objective=np.array(objective(here)))
+    bound = objective(here) - problem.gap(at_here, problem.legs[0])
+    assert bound <= objective(there) + 1e-9
+    assert bound <= objective(Factors(np.zeros((V, 1)), np.zeros((V, 1)), None)) + 1e-9
+
+
+def test_16_a_cycle_is_learned_at_a_width_of_two():
+    tokens = np.tile(np.arange(V, dtype=np.int32), 20)
+    result = fit_counts(pairs_of(tokens), 2, bias=False, starts=4)
+    assert result.objective < 1e-5
+    assert fit_counts(pairs_of(tokens), 1, bias=False, starts=4).objective > 0.1
