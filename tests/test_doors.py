@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 import shutil
 import signal
@@ -149,6 +150,80 @@ def test_a_stopped_run_is_saved_and_goes_on(door, tmp_path, number, status):
     resumed = door("train", *options[:-1], f"train.steps={last + 10}")
     assert f"continuing from step {last:,}" in resumed.stdout
     assert resumed.returncode == 0
+
+
+SYNTHETIC = ("data=synthetic", "data.length=3000", "run_dir=here")
+
+
+def rows_of(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_on_counts_is_a_run_like_any_other(knock, tmp_path):
+    counts = (*SYNTHETIC, "trainer=counts", "model.n_embd=6", "trainer.smoothing=0.5")
+    status, out, err = knock("train", *counts)
+    assert (status, err) == (0, "")
+    rows = rows_of(tmp_path / "here")
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert all({"train_loss", "val_loss", "start", "smoothing"} <= set(row) for row in rows)
+    assert rows[0]["train_loss"] > rows[-1]["train_loss"]
+    assert "known    best of 4 starts" in out
+    assert "smoothed by 0.5 a cell" in out
+
+    result = json.loads(knock("evaluate", "run_dir=here", "format=json")[1])["splits"]
+    assert result["train"]["nats_per_token"] == pytest.approx(rows[-1]["train_loss"], abs=1e-6)
+    assert result["val"]["nats_per_token"] == pytest.approx(rows[-1]["val_loss"], abs=1e-6)
+    assert len(knock("sample", "run_dir=here", "max_new_tokens=10")[1]) > 10
+    assert "is trained already" in knock("train", *counts)[1]
+    assert rows_of(tmp_path / "here") == rows
+    status, _, err = knock("train", *SYNTHETIC, "model.n_embd=6")
+    assert status == 1
+    assert "trainer is counts there, sgd here" in err
+
+
+def test_a_penalty_without_a_bias_ends_with_a_certificate(knock):
+    out = knock("train", *SYNTHETIC, "trainer=counts", "model.bias=false", "trainer.penalty=0.01")[1]
+    known = next(line for line in out.splitlines() if line.startswith("known"))
+    bound = re.fullmatch(r"known    within (\S+) nats of the global optimum", known)
+    assert bound
+    assert float(bound[1]) <= 1e-6
+
+
+@pytest.mark.parametrize("what", ["smoothing", "penalty"])
+def test_validation_chooses(knock, tmp_path, what):
+    out = knock("train", *SYNTHETIC, "trainer=counts", "model.bias=false", f"trainer.choose={what}")[1]
+    rows = rows_of(tmp_path / "here")
+    assert rows[-1]["val_loss"] == min(row["val_loss"] for row in rows)
+    value = re.search(rf"chosen   {what}=(\S+), by validation", out)
+    assert value
+    assert float(value[1]) in {row[what] for row in rows}
+
+
+@pytest.mark.parametrize("trainer", ["sgd", "counts"])
+def test_every_babygpt_run_ends_with_a_ledger(knock, tmp_path, trainer):
+    options = (*SYNTHETIC, "model.n_embd=3", f"trainer={trainer}", "train.steps=30", "train.batch_size=4")
+    out = knock("train", *options)[1]
+    last = rows_of(tmp_path / "here")[-1]
+    ledger = last["ledger"]
+    train = ledger["entropy"] + ledger["approximation"] + ledger["optimisation"]
+    assert train == pytest.approx(last["exact_train_loss"] if trainer == "sgd" else last["train_loss"])
+    assert train + ledger["generalisation"] == pytest.approx(last["val_loss"])
+    for sign, term in (("+", "approximation"), ("+", "optimisation"), ("+", "generalisation"), (" ", "entropy")):
+        assert f"  {sign} {ledger[term]:7.4f}  {term}" in out
+
+    # One stopped before its ledger gets it when it is started again.
+    metrics = tmp_path / "here" / "metrics.jsonl"
+    whole = metrics.read_text()
+    rows = whole.splitlines(keepends=True)
+    del last["ledger"]
+    metrics.write_text("".join(rows[:-1]) + json.dumps(last) + "\n")
+    assert "where the loss goes" in knock("train", *options)[1]
+    assert metrics.read_text() == whole
+
+
+def test_a_bigram_has_no_ledger(knock, tmp_path):
+    assert "where the loss goes" not in knock("train", *SYNTHETIC, "model=bigram")[1]
+    assert "ledger" not in rows_of(tmp_path / "here")[-1]
 
 
 def test_without_a_prompt_or_a_line_break_sampling_starts_from_the_first_token(knock):

@@ -72,6 +72,18 @@ def test_a_run_whose_newest_checkpoints_were_never_written_does_them_again(tmp_p
     assert not list((folder / "cut" / "steps").glob("*tmp*"))
 
 
+def test_a_fit_on_counts_cut_at_any_step_is_the_same_run(tmp_path):
+    options = ("trainer=counts", "trainer.starts=3", "checkpoint.interval=1", "checkpoint.keep=1000")
+    trained_to(tmp_path / "whole", 1, *options)
+    steps = len((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines())
+    for cut in {1, steps // 2, steps - 1}:
+        shutil.copytree(tmp_path / "whole", tmp_path / f"cut{cut}")
+        for step in range(cut + 1, steps + 1):
+            shutil.rmtree(tmp_path / f"cut{cut}" / "steps" / str(step))
+        trained_to(tmp_path / f"cut{cut}", 1, *options)
+        assert_same_run(tmp_path / "whole", tmp_path / f"cut{cut}", steps)
+
+
 def test_a_bigram_whose_checkpoint_was_never_written_is_counted_again_to_the_bit(tmp_path):
     for counting in ("corpus", "windows"):
         options = ("model=bigram", "data=synthetic", "data.length=2000", f"model.counting={counting}", "train.steps=50")

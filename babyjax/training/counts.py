@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from babyjax.errors import ConfigError, DivergenceError
 from babyjax.models.babygpt import BabyGPT
 from babyjax.training.factors import (
+    UNKNOWN,
     Descent,
     Factors,
     perturbed,
@@ -133,8 +134,8 @@ class CountsProblem:
     def start(self) -> CountsFit:
         """Before the first step."""
         first = self._start_leg(0, None)
-        zero, infinity = np.array(0, np.int32), np.array(np.inf)
-        return CountsFit(zero, zero, first, first.factors, infinity, zero, infinity)
+        zero, unknown = np.array(0, np.int32), np.array(UNKNOWN)
+        return CountsFit(zero, zero, first, first.factors, unknown, zero, unknown)
 
     def _start_leg(self, index: int, best: Factors | None) -> Descent:
         leg = self.legs[index]
@@ -186,7 +187,8 @@ class CountsProblem:
         if self._certain(leg):
             self._progress = f"{which}: within {gap:.0e} nats of the global optimum"
         else:
-            self._progress = f"{which}: {descent.promise:.0e} nats in the last step" if step else which
+            brought = descent.promise < 1e100  # a first step has nothing to compare with, a refused one brings nothing
+            self._progress = f"{which}: {descent.promise:.0e} nats in the last step" if brought else which
         return self._end_leg(fit, gap) if self._finished(fit, gap) else fit
 
     def _certain(self, leg: Leg) -> bool:
@@ -249,7 +251,7 @@ class CountsProblem:
 
     def model(self, fit: CountsFit) -> BabyGPT:
         """The best network so far: of the legs ended, or of the one under way in the first."""
-        return (fit.best if np.isfinite(fit.best_score) else fit.descent.factors).model(self.n_embd)
+        return (fit.best if fit.best_score < UNKNOWN else fit.descent.factors).model(self.n_embd)
 
     def quality(self, fit: CountsFit) -> str:
         """What is known of the best network, in words."""

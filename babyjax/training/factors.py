@@ -15,6 +15,8 @@ from babyjax.training.statistics import PairCounts
 PRIOR, LEAST = 5e-5, 5e-7
 # An SVD of a larger vocabulary than this is one of a sparse matrix, and of no more directions than this.
 DENSE_VOCAB, SPARSE_RANK = 1024, 256
+# A loss not known yet: finite, as everything that is saved must be.
+UNKNOWN = 1e200
 
 
 class Factors(NamedTuple):
@@ -57,7 +59,7 @@ class Descent(NamedTuple):
 def start_descent(factors: Factors) -> Descent:
     """Before the first step."""
     by_row = np.full(len(factors.embedding), 0.3)
-    return Descent(factors, by_row, by_row, *(np.array(number) for number in (1.0, 2.0, np.inf, np.inf)))
+    return Descent(factors, by_row, by_row, *(np.array(number) for number in (1.0, 2.0, UNKNOWN, UNKNOWN)))
 
 
 def factors_of(model: BabyGPT) -> Factors:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from babyjax.training.factors import Descent, Factors
+from babyjax.training.factors import UNKNOWN, Descent, Factors
 
 CONJUGATE_GRADIENTS = 50
 # No change of the factors lowers the loss where only a damping as large as this would be accepted.
@@ -189,5 +189,5 @@ def _newton_step(
         jnp.where(good, jnp.maximum(lower, 1e-8), jnp.minimum(damping * growth, MAX_DAMPING)),
         jnp.where(good, 2.0, 2 * growth),
         jnp.where(taken, there, here),
-        jnp.where(ratio > 0.25, promise, jnp.inf),
+        jnp.where(ratio > 0.25, promise, UNKNOWN),
     )
