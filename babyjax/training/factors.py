@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from babyjax.models.babygpt import BabyGPT
-from babyjax.training.statistics import PairCounts
+from babyjax.training.statistics import DENSE_VOCAB, PairCounts
 
 # What the first guess adds to every row of counts, spread as the unigram distribution, and the least it lets a token
 # weigh: as shares of all counts, so that a start does not depend on how often a corpus is repeated.
 PRIOR, LEAST = 5e-5, 5e-7
-# An SVD of a larger vocabulary than this is one of a sparse matrix, and of no more directions than this.
-DENSE_VOCAB, SPARSE_RANK = 1024, 256
+# The most directions taken from the SVD of a sparse matrix.
+SPARSE_RANK = 256
 # A loss not known yet: finite, as everything that is saved must be.
 UNKNOWN = 1e200
 
@@ -113,7 +113,7 @@ def svd_start(pairs: PairCounts, n_embd: int, *, bias: bool) -> Factors:
     else:
         offset = aslinearoperator(common) @ aslinearoperator((log_unigram * column_scale)[None])
         operator: LinearOperator = aslinearoperator(log_ratio) + offset
-        left, scale, right = svds(operator, k=min(n_embd, SPARSE_RANK), v0=np.ones(vocab_size))
+        left, scale, right = svds(operator, k=min(n_embd, SPARSE_RANK), v0=np.ones(vocab_size), tol=1e-3)  # pyright: ignore[reportArgumentType]
         assert left is not None
         assert right is not None
     rank = min(n_embd, len(scale))

@@ -19,6 +19,8 @@ from babyjax.data.batches import Split, batch_at
 from babyjax.errors import CountError, DataError
 from babyjax.models.bigram import add_pairs
 
+# Up to here pairs are counted in a dense table, above it in a sparse one.
+DENSE_VOCAB = 1024
 # Logits held at once while evaluating: rows of contexts times vocabulary.
 CHUNK_LOGITS = 1 << 22
 
@@ -94,8 +96,28 @@ class PairCounts:
             if len(tokens) < 2:
                 raise DataError(f"the {name} split has no pair of tokens")
             flat = tokens[:-1].astype(np.int64) * vocab_size + tokens[1:]
-            seen[name] = np.unique(flat, return_counts=True)
-        pairs = np.unique(np.concatenate([flat for flat, _ in seen.values()]))
+            if vocab_size <= DENSE_VOCAB:
+                table = np.bincount(flat, minlength=vocab_size**2)
+                seen[name] = np.flatnonzero(table), table[table > 0]
+            else:
+                seen[name] = np.unique(flat, return_counts=True)
+        return cls._from_flat(seen, vocab_size)
+
+    @classmethod
+    def from_counts(cls, train: Int[Array, "V V"], val: Int[Array, "V V"]) -> "PairCounts":
+        """From count matrices, of `count_chunks` perhaps. Raises `DataError` for one without pairs."""
+        seen = {}
+        for name, table in (("train", train), ("val", val)):
+            flat = np.asarray(table, np.int64).reshape(-1)
+            if not flat.any():
+                raise DataError(f"the {name} split has no pair of tokens")
+            seen[name] = np.flatnonzero(flat), flat[flat > 0]
+        return cls._from_flat(seen, len(train))
+
+    @classmethod
+    def _from_flat(cls, seen: dict[str, tuple[np.ndarray, np.ndarray]], vocab_size: int) -> "PairCounts":
+        every = np.concatenate([flat for flat, _ in seen.values()])
+        pairs, _ = np.unique(every, return_counts=True)  # sorts; not asked for counts NumPy hashes, 20 times slower
         counts = {name: np.zeros(len(pairs), np.int64) for name in seen}
         for name, (flat, count) in seen.items():
             counts[name][np.searchsorted(pairs, flat)] = count

@@ -283,7 +283,7 @@ def test_15_the_dual_is_below_every_penalised_loss(tokens, seed, penalty):
     pairs = pairs_of(tokens)
     problem = CountsProblem(pairs, V - 1, [Leg("svd", 0, 0.1, penalty)], bias=False)
     random = np.random.default_rng(seed)
-    here, there = (Factors(*random.normal(size=(2, V, V - 1)), None) for _ in range(2))
+    here, there = (Factors(a, b, None) for a, b in random.normal(size=(2, 2, V, V - 1)))
 
     def objective(factors):
         targets, weight = problem.matrix(0.1)

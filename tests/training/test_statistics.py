@@ -164,3 +164,21 @@ def test_objective_is_the_mean_over_tokens(rng):
     probabilities = jax.nn.softmax(model(inputs))
     by_hand = -np.mean([np.log(probabilities[b, t, targets[b, t]]) for b in range(2) for t in range(5)])
     assert float(mean_nats(model, inputs, targets)) == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_pair_counts_from_count_matrices_are_those_of_the_text(rng):
+    tokens = rng.integers(0, 9, 500).astype(np.int32)
+    split = Split(tokens[:450], tokens[450:])
+    expected = PairCounts.from_split(split, 10)
+    pairs = PairCounts.from_counts(*(count_matrix(part, 10) for part in split))
+    chex.assert_trees_all_equal(vars(pairs), vars(expected))
+    with pytest.raises(DataError, match="the val split has no pair"):
+        PairCounts.from_counts(count_matrix(tokens, 10), count_matrix(tokens[:1], 10))
+
+
+def test_pairs_are_the_same_counted_in_a_table_and_by_sorting(rng, monkeypatch):
+    tokens = rng.integers(0, 9, 500).astype(np.int32)
+    split = Split(tokens[:450], tokens[450:])
+    table = PairCounts.from_split(split, 10)
+    monkeypatch.setattr("babyjax.training.statistics.DENSE_VOCAB", 0)
+    chex.assert_trees_all_equal(vars(PairCounts.from_split(split, 10)), vars(table))
