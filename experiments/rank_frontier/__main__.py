@@ -48,9 +48,9 @@ def widths_of(vocab_size: int) -> list[int]:
     ]
 
 
-def starts_at(width: int) -> int:
-    """Local minima are many where the model is narrow."""
-    return 64 if width <= 12 else 16
+def effort_at(width: int) -> tuple[int, float]:
+    """Starts, and the tolerance of each: minima are many where a model is narrow, and flat where it is wide."""
+    return (64, 1e-5) if width <= 12 else (16, 1e-5) if width <= 18 else (3, 1e-11)
 
 
 def widened(factors: Factors, width: int) -> Factors:
@@ -64,16 +64,17 @@ def widened(factors: Factors, width: int) -> Factors:
 def best_at(pairs: PairCounts, width: int, narrower: Factors | None) -> tuple[Factors, dict[str, Any]]:
     """The best of many starts, one of them the best of the width before, and a polish of it."""
     clock = time.perf_counter()
-    legs = legs_of(starts_at(width), SEED, 0.0, 0.0)
+    starts, tolerance = effort_at(width)
+    legs = legs_of(starts, SEED, 0.0, 0.0)
     given = None
     if narrower is not None and width < pairs.vocab_size:
         given = widened(narrower, min(width, pairs.vocab_size - 1))
         legs.insert(0, Leg("given", SEED, 0.0, 0.0))
-    search = CountsProblem(pairs, width, legs, tolerance=1e-5, given=given)
+    search = CountsProblem(pairs, width, legs, tolerance=tolerance, given=given)
     fit = search.start()
     while not search.done(fit):
         fit = search.advance(fit)
-    polish = CountsProblem(pairs, width, [Leg("given", SEED, 0.0, 0.0)], tolerance=1e-10, given=fit.best)
+    polish = CountsProblem(pairs, width, [Leg("given", SEED, 0.0, 0.0)], tolerance=1e-12, given=fit.best)
     end = polish.start()
     while not polish.done(end):
         end = polish.advance(end)
