@@ -12,7 +12,7 @@ from babyjax.training.statistics import DENSE_VOCAB, PairCounts
 
 # What the first guess adds to every row of counts, spread as the unigram distribution, and the least it lets a token
 # weigh: as shares of all counts, so that a start does not depend on how often a corpus is repeated.
-PRIOR, LEAST = 5e-5, 5e-7
+PRIOR, LEAST = 1e-4, 5e-7
 # The most directions taken from the SVD of a sparse matrix.
 SPARSE_RANK = 256
 # A loss not known yet: finite, as everything that is saved must be.
@@ -58,7 +58,7 @@ class Descent(NamedTuple):
 
 def start_descent(factors: Factors) -> Descent:
     """Before the first step."""
-    by_row = np.full(len(factors.embedding), 0.3)
+    by_row = np.full(len(factors.embedding), 0.5)
     return Descent(factors, by_row, by_row, *(np.array(number) for number in (1.0, 2.0, UNKNOWN, UNKNOWN)))
 
 
