@@ -250,6 +250,7 @@ def train_by_solving(job: Job, first_step: int, stopped: list[int], argv: list[s
     import jax
 
     from babyjax.training.counts import CountsProblem, legs_of, legs_to_choose
+    from babyjax.training.devices import require_memory
     from babyjax.training.run import check_own_corpus, check_own_files
     from babyjax.training.step import TrainState
 
@@ -271,6 +272,7 @@ def train_by_solving(job: Job, first_step: int, stopped: list[int], argv: list[s
     )
     parameters = 2 * vocab_size * model.n_embd + vocab_size * model.bias
     job.introduce(parameters, jax.devices()[0].device_kind)
+    require_memory(4 * parameters, f"a model of {parameters:,} parameters")
     fit = problem.start()
     if first_step:
         saved = job.run.checkpoints.load(first_step)

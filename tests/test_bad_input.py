@@ -22,6 +22,14 @@ USAGE_ERRORS = [
     ("train model=babygtp", "unknown model 'babygtp'; did you mean babygpt?"),
     ("train model=", "unknown model ''; there are babygpt, bigram"),
     ("train data=shakespear", "unknown data 'shakespear'; did you mean shakespeare?"),
+    ("train trainer=count", "unknown trainer 'count'; did you mean counts?"),
+    ("train trainer.starts=2", "unknown option 'trainer.starts'"),
+    ("train trainer=counts trainer.tolerance=small", "trainer.tolerance=small is not a number"),
+    ("train trainer=counts trainer.choose=k", "unknown value of trainer.choose: 'k'"),
+    *[(f"train trainer=counts trainer.tolerance={value}", "is out of range") for value in ("0", "-1", "nan", "2")],
+    *[(f"train trainer=counts trainer.smoothing={value}", "is out of range") for value in ("-1", "inf")],
+    *[(f"train trainer=counts trainer.penalty={value}", "is out of range") for value in ("-1", "nan")],
+    *[(f"train trainer=counts trainer.starts={value}", "is out of range") for value in ("0", HUGE)],
     ("train optimizer=adam", "unknown optimizer 'adam'; did you mean adamw?"),
     ("train train.step=3", "unknown option 'train.step'; did you mean train.steps?"),
     ("train block_size=3", "unknown option 'block_size'; did you mean model.block_size?"),
@@ -75,6 +83,7 @@ USAGE_ERRORS = [
 ]
 
 FAILURES = [
+    ("train trainer=counts model.n_embd=2000000000", "this device has"),
     # texts
     ("train data.path=nothing.txt", "cannot read nothing.txt: No such file or directory"),
     ("train data.path=folder", "cannot read folder: Is a directory"),
