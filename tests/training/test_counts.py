@@ -192,7 +192,7 @@ def test_a_saved_fit_goes_on_as_if_it_had_never_stopped(tmp_path):
 
 
 def test_validation_chooses_the_smoothing_and_stops_when_it_has_risen_twice():
-    pairs = random_pairs(length=400)
+    pairs = random_pairs(seed=1, length=200)
     evaluator = ExactEvaluator(pairs, np.ones(V, int))
     seen = []
 
@@ -206,7 +206,7 @@ def test_validation_chooses_the_smoothing_and_stops_when_it_has_risen_twice():
         fit = problem.advance(fit)
     best = int(np.argmin(seen))
     assert int(fit.best_leg) == best
-    assert len(seen) == min(best + 3, len(problem.legs))
+    assert len(seen) == best + 3 < len(problem.legs)
     assert evaluator(problem.model(fit))["val"].per_token == pytest.approx(seen[best], abs=1e-6)
 
 
