@@ -72,6 +72,17 @@ def test_a_run_whose_newest_checkpoints_were_never_written_does_them_again(tmp_p
     assert not list((folder / "cut" / "steps").glob("*tmp*"))
 
 
+@pytest.mark.parametrize("reached", [8, 10])
+def test_the_ledger_of_a_run_that_goes_on_is_taken_back(tmp_path, reached):
+    """Where the run ended on an evaluation, and where it was evaluated because it ended."""
+    trained_to(tmp_path / "whole", 12, "train.eval_interval=4")
+    for steps in (reached, 12):
+        trained_to(tmp_path / "cut", steps, "train.eval_interval=4")
+        rows = [json.loads(row) for row in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows if "ledger" in row] == [steps]
+    assert_same_run(tmp_path / "whole", tmp_path / "cut", 12)
+
+
 def test_a_fit_on_counts_cut_at_any_step_is_the_same_run(tmp_path):
     options = ("trainer=counts", "trainer.starts=3", "checkpoint.interval=1", "checkpoint.keep=1000")
     trained_to(tmp_path / "whole", 1, *options)
