@@ -8,8 +8,11 @@ from rich.console import Console
 
 from babyjax.config import BabyGPTConfig, BigramConfig, Config, CountsConfig
 from babyjax.door import command_line
-from babyjax.errors import RunError
+from babyjax.errors import ConfigError, RunError
 from babyjax.progress import CountsDisplay, TrainingDisplay, duration, say
+
+# A fit on counts whose steps are long is saved after so many seconds, too.
+SAVE_SECONDS = 60
 
 
 class Job:
@@ -98,15 +101,17 @@ class Job:
         with self.console.status("finding the best network of this width, for the ledger; Ctrl-C to do without"):
             ledger = draw_up_ledger(self.pairs, model, self.evaluator(model), stopped)
         if ledger is None:
+            self.say("\nthe run is complete, but for the ledger; the same command draws it up")
             return
         self.run.add_ledger(ledger._asdict())
         train = ledger.entropy + ledger.approximation + ledger.optimisation
         width = getattr(self.config.model, "n_embd", 0)
+        included = ", smoothing and penalty included" if isinstance(self.config.trainer, CountsConfig) else ""
         self.say("\nwhere the loss goes, nats per token")
         for sign, nats, what in (
             (" ", ledger.entropy, "entropy: the floor of any model of the previous token"),
             ("+", ledger.approximation, f"approximation: the best with n_embd={width} ({ledger.best})"),
-            ("+", ledger.optimisation, "optimisation: this run above that best"),
+            ("+", ledger.optimisation, f"optimisation: this run above that best{included}"),
             ("=", train, "train"),
             ("+", ledger.generalisation, "generalisation"),
             ("=", train + ledger.generalisation, "val"),
@@ -260,10 +265,14 @@ def train_by_solving(job: Job, first_step: int, stopped: list[int], argv: list[s
     vocab_size = job.tokenizer.vocab_size
     smoothing = 1 / vocab_size if trainer.smoothing is None else trainer.smoothing
     choosing = trainer.choose != "nothing"
+    if (trainer.choose == "smoothing" and trainer.smoothing is not None) or (
+        trainer.choose == "penalty" and trainer.penalty
+    ):
+        raise ConfigError(f"trainer.choose={trainer.choose} and trainer.{trainer.choose}= cannot both be given")
     problem = CountsProblem(
         job.pairs,
         model.n_embd,
-        legs_to_choose(trainer.choose, smoothing, trainer.penalty)
+        legs_to_choose(trainer.choose, trainer.starts, seed, smoothing, trainer.penalty)
         if choosing
         else legs_of(trainer.starts, seed, smoothing, trainer.penalty),
         bias=model.bias,
@@ -291,8 +300,11 @@ def train_by_solving(job: Job, first_step: int, stopped: list[int], argv: list[s
     def save(step: int, losses: dict[str, float]) -> None:
         job.save(TrainState(jax.numpy.int32(step), problem.model(fit), fit), step, losses)
 
+    if not problem.second_order and trainer.starts > 1:
+        job.say("the vocabulary is large: one start, from the SVD, in sweeps")
     network = problem.model(fit)
     step, start, losses = first_step, time.perf_counter(), job.evaluate(network)
+    saved_at = start
     with ExitStack() as finally_, CountsDisplay(job.console, job.floor) as display:
         finally_.callback(job.run.checkpoints.wait)
         while not problem.done(fit):
@@ -300,13 +312,16 @@ def train_by_solving(job: Job, first_step: int, stopped: list[int], argv: list[s
             fit = problem.advance(fit)
             step += 1
             ended = fit.leg != before.leg
-            network = problem.model(fit)
-            losses = job.evaluate(network)
-            row = {"step": step, "train_loss": losses["train"], "val_loss": losses["val"], **leg._asdict()}
-            job.run.add_rows([row])
+            if ended or fit.made == 0:  # from the second descent on, the best network changes only when one ends
+                network = problem.model(fit)
+                losses = job.evaluate(network)
+            row = {"step": step, "train_loss": losses["train"], "val_loss": losses["val"]}
+            job.run.add_rows([row | leg._asdict() | {"objective": problem.objective}])
             display.step(step, losses["train"], losses["val"], problem.progress(), bool(ended))
-            if problem.done(fit) or stopped or step % job.config.checkpoint.interval == 0:
+            due = step % job.config.checkpoint.interval == 0 or time.perf_counter() - saved_at > SAVE_SECONDS
+            if problem.done(fit) or stopped or due:
                 save(step, losses)
+                saved_at = time.perf_counter()
             if stopped:
                 break
     if not problem.done(fit):
@@ -323,5 +338,7 @@ def train_by_solving(job: Job, first_step: int, stopped: list[int], argv: list[s
             f"{job.pairs.add_k_loss('val', chosen.smoothing):.4f} on val"
         )
     seconds = duration(time.perf_counter() - start)
-    job.conclude(losses, *lines, f"took     {seconds} for {step - first_step:,} steps, compilation included")
+    job.conclude(
+        losses, *lines, f"took     {seconds} for {step - first_step:,} steps on the counts, compilation included"
+    )
     job.account(network, stopped)

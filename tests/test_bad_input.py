@@ -25,6 +25,8 @@ USAGE_ERRORS = [
     ("train trainer=count", "unknown trainer 'count'; did you mean counts?"),
     ("train trainer.starts=2", "unknown option 'trainer.starts'"),
     ("train trainer=counts trainer.tolerance=small", "trainer.tolerance=small is not a number"),
+    ("train trainer=counts trainer.choose=penalty trainer.penalty=0.1", "cannot both be given"),
+    ("train trainer=counts trainer.choose=smoothing trainer.smoothing=0.1", "cannot both be given"),
     ("train trainer=counts trainer.choose=k", "unknown value of trainer.choose: 'k'"),
     *[(f"train trainer=counts trainer.tolerance={value}", "is out of range") for value in ("0", "-1", "nan", "2")],
     *[(f"train trainer=counts trainer.smoothing={value}", "is out of range") for value in ("-1", "inf")],

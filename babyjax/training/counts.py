@@ -6,6 +6,7 @@ where it is not, sweeps only, in chunks. Everything a fit is is a pytree of arra
 goes on as if it had never stopped.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -28,9 +29,9 @@ from babyjax.training.statistics import PairCounts
 from babyjax.training.sweeps import Targets, smoothed_targets, sweep
 
 # Second order on V x V in float64 up to here: cells of the matrix, and of the D x D blocks of one factor.
-DENSE_CELLS, DENSE_BLOCKS = 512**2, 1 << 21
+DENSE_CELLS, DENSE_BLOCKS = 512**2, 1_000_000
 SWEEPS_BEFORE_NEWTON = 4
-TOLERANCE, SWEEP_TOLERANCE = 1e-6, 1e-2
+TOLERANCE, DENSE_SWEEP_TOLERANCE, SWEEP_TOLERANCE = 1e-6, 1e-5, 1e-2
 MAX_STEPS = 1000
 # Steps damped by no more than this promise what free ones would.
 FREE_DAMPING = 1e-3
@@ -49,7 +50,7 @@ class Leg(NamedTuple):
 
 
 class CountsFit(NamedTuple):
-    """Where a fit is: in which leg, after how many steps of it, and the best end of the legs before."""
+    """Where a fit is: in which leg, after how many steps of it, and the best end of the legs made before."""
 
     leg: Int[np.ndarray, ""]
     step: Int[np.ndarray, ""]
@@ -58,6 +59,7 @@ class CountsFit(NamedTuple):
     best_score: Float[np.ndarray, ""]
     best_leg: Int[np.ndarray, ""]
     best_gap: Float[np.ndarray, ""]
+    made: Int[np.ndarray, ""]
 
 
 def legs_of(starts: int, seed: int, smoothing: float, penalty: float) -> list[Leg]:
@@ -66,13 +68,25 @@ def legs_of(starts: int, seed: int, smoothing: float, penalty: float) -> list[Le
     return [Leg(kind, seed + index, smoothing, penalty) for index, kind in enumerate(kinds)]
 
 
-def legs_to_choose(what: str, smoothing: float, penalty: float) -> list[Leg]:
-    """A path of smoothings or of penalties, strong to weak, each leg starting where the last one ended."""
+def legs_to_choose(what: str, starts: int, seed: int, smoothing: float, penalty: float) -> list[Leg]:
+    """The `starts` of every smoothing or every penalty, strong to weak, and from the second on the best so far."""
     if what == "smoothing":
         values = [(value, penalty) for value in SMOOTHINGS]
     else:
         values = [(smoothing, value) for value in PENALTIES]
-    return [Leg("best" if index else "svd", 0, *value) for index, value in enumerate(values)]
+    legs = []
+    for value in values:
+        legs += [Leg("best", seed, *value)] if legs else []
+        legs += legs_of(starts, seed, *value)
+    return legs
+
+
+def at_most(nats: float) -> str:
+    """A bound with one digit, rounded up, so that it stays one."""
+    if nats <= 0:
+        return "0"
+    power = math.floor(math.log10(nats))
+    return f"{math.ceil(nats / 10**power) * 10**power:.0e}"
 
 
 def _entropies(rows: Float[np.ndarray, "V V"]) -> Float[np.ndarray, " V"]:
@@ -82,9 +96,10 @@ def _entropies(rows: Float[np.ndarray, "V V"]) -> Float[np.ndarray, " V"]:
 class CountsProblem:
     """The exact objective of a BabyGPT of width `n_embd` on the training split of `pairs`, and how to lower it.
 
-    `score` of a model chooses the best leg, the objective where it is None; with a score the legs end early, when it
-    has risen twice. A leg ends when a step promises less than `tolerance` nats (None: 1e-6 where the second order is
-    used, 1e-2 a sweep elsewhere).
+    `score` of a model chooses the best leg, the objective where it is None; with a score the legs end early, after two
+    values of smoothing or penalty that did not improve it. A leg ends when a step promises less than `tolerance` nats
+    (None: 1e-6 where the second order is used, 1e-5 a sweep in float64, 1e-2 a sweep over a large vocabulary). Without
+    the second order there is one start only, the SVD.
     """
 
     def __init__(
@@ -103,15 +118,16 @@ class CountsProblem:
         self.pairs, self.bias, self.legs, self.score, self.given = pairs, bias, list(legs), score, given
         self.n_embd = n_embd
         # Row-centred logits have a rank of V - 1 at most; a wider model is padded with zeros.
-        self.width = min(n_embd, pairs.vocab_size - 1)
+        self.width = min(n_embd, max(1, pairs.vocab_size - 1))
         cells, blocks = pairs.vocab_size**2, pairs.vocab_size * self.width**2
         self.dense = cells <= DENSE_CELLS
         self.second_order = self.dense and blocks <= DENSE_BLOCKS
-        self.tolerance = tolerance if tolerance is not None else TOLERANCE if self.second_order else SWEEP_TOLERANCE
+        default = TOLERANCE if self.second_order else DENSE_SWEEP_TOLERANCE if self.dense else SWEEP_TOLERANCE
+        self.tolerance = default if tolerance is None else tolerance
         if not (self.second_order and self.width):
             self.legs = [leg for leg in self.legs if leg.start not in ("random", "near best")]
         self._smoothing: float | None = None
-        self._progress = ""
+        self._progress, self.objective = "", UNKNOWN
 
     def progress(self) -> str:
         """What the last step was and what it brought, in words."""
@@ -135,7 +151,7 @@ class CountsProblem:
         """Before the first step."""
         first = self._start_leg(0, None)
         zero, unknown = np.array(0, np.int32), np.array(UNKNOWN)
-        return CountsFit(zero, zero, first, first.factors, unknown, zero, unknown)
+        return CountsFit(zero, zero, first, first.factors, unknown, zero, unknown, zero)
 
     def _start_leg(self, index: int, best: Factors | None) -> Descent:
         leg = self.legs[index]
@@ -179,21 +195,22 @@ class CountsProblem:
         if not np.isfinite(descent.objective):
             raise DivergenceError(f"the exact loss became {descent.objective} in step {step + 1} of start {index + 1}")
         fit = fit._replace(step=np.array(step + 1, np.int32), descent=descent)
+        self.objective = float(descent.objective)
         which = f"start {index + 1}, {leg.start}" if len(self.legs) > 1 else leg.start
         if smoothing != leg.smoothing:
             self._progress = f"{which}: coming down to its smoothing"
             return fit
         gap = self.gap(descent, leg)
         if self._certain(leg):
-            self._progress = f"{which}: within {gap:.0e} nats of the global optimum"
+            self._progress = f"{which}: within {at_most(gap)} nats of the global optimum"
         else:
             brought = descent.promise < 1e100  # a first step has nothing to compare with, a refused one brings nothing
             self._progress = f"{which}: {descent.promise:.0e} nats in the last step" if brought else which
         return self._end_leg(fit, gap) if self._finished(fit, gap) else fit
 
     def _certain(self, leg: Leg) -> bool:
-        """Whether the duality gap of a leg tends to zero: there is a penalty, and no free bias."""
-        return leg.penalty > 0 and not self.bias
+        """Whether the duality gap of a leg is computed and tends to zero: there is a penalty, and no free bias."""
+        return self.second_order and leg.penalty > 0 and not self.bias
 
     def _finished(self, fit: CountsFit, gap: float) -> bool:
         descent, leg = fit.descent, self.legs[int(fit.leg)]
@@ -236,7 +253,8 @@ class CountsProblem:
                 best_gap=np.array(gap),
             )
         next_leg = leg + 1
-        if (gap < self.tolerance and not self.score) or (self.score and leg - int(fit.best_leg) == 2):
+        fit = fit._replace(made=np.array(next_leg, np.int32))
+        if (gap < self.tolerance and not self.score) or (self.score and self._values_since_best(fit, leg) >= 2):
             next_leg = len(self.legs)  # nothing is left to find
         start = (
             self._start_leg(next_leg, descent.factors if self.score else fit.best)
@@ -244,6 +262,13 @@ class CountsProblem:
             else descent
         )
         return fit._replace(leg=np.array(next_leg, np.int32), step=np.array(0, np.int32), descent=start)
+
+    def _values_since_best(self, fit: CountsFit, leg: int) -> int:
+        """Values of smoothing or penalty that have been tried whole, up to the end of `leg`, since the best one."""
+        values = [(each.smoothing, each.penalty) for each in self.legs]
+        tried = list(dict.fromkeys(values[: leg + 1]))
+        whole = leg + 1 == len(values) or values[leg + 1] != values[leg]
+        return len(tried) - tried.index(values[int(fit.best_leg)]) - 1 - (not whole)
 
     def done(self, fit: CountsFit) -> bool:
         """Whether every leg has been made, or need not be."""
@@ -255,13 +280,23 @@ class CountsProblem:
 
     def quality(self, fit: CountsFit) -> str:
         """What is known of the best network, in words."""
-        leg = self.legs[int(fit.best_leg)]
+        leg, made = self.legs[int(fit.best_leg)], int(fit.made)
+        loss = (
+            " of the "
+            + " and ".join(
+                name for name, there in (("smoothed", leg.smoothing), ("penalised", leg.penalty), ("exact", 1)) if there
+            ).replace(" and exact", "")
+            + " loss"
+        )
         if self._certain(leg) or fit.best_gap < self.tolerance:
-            return f"within {max(float(fit.best_gap), 0):.0e} nats of the global optimum"
-        ended = int(fit.best_leg) + 1 if self.score else int(fit.leg)
-        if self.score:
-            return f"chosen by validation among {ended}"
-        return f"best of {ended} start{'s' * (ended != 1)}, at most {fit.best_gap:.0e} nats above any bigram"
+            known = f"within {at_most(float(fit.best_gap))} nats of the global optimum{loss}"
+        else:
+            known = f"best of {made} start{'s' * (made != 1)}"
+            if not leg.penalty:
+                known += (
+                    f", at most {at_most(float(fit.best_gap))} nats above any bigram's{loss.removeprefix(' of the')}"
+                )
+        return f"{known}; chosen by validation among {made} fits" if self.score else known
 
 
 class CountsResult(NamedTuple):
@@ -293,4 +328,4 @@ def fit_counts(
     fit, steps = problem.start(), 0
     while not problem.done(fit):
         fit, steps = problem.advance(fit), steps + 1
-    return CountsResult(problem.model(fit), float(fit.best_score), problem.quality(fit), steps, int(fit.best_leg) + 1)
+    return CountsResult(problem.model(fit), float(fit.best_score), problem.quality(fit), steps, int(fit.made))

@@ -113,7 +113,7 @@ def svd_start(pairs: PairCounts, n_embd: int, *, bias: bool) -> Factors:
     else:
         offset = aslinearoperator(common) @ aslinearoperator((log_unigram * column_scale)[None])
         operator: LinearOperator = aslinearoperator(log_ratio) + offset
-        left, scale, right = svds(operator, k=min(n_embd, SPARSE_RANK), v0=np.ones(vocab_size), tol=1e-3)  # pyright: ignore[reportArgumentType]
+        left, scale, right = svds(operator, k=max(1, min(n_embd, SPARSE_RANK)), v0=np.ones(vocab_size), tol=1e-3)  # pyright: ignore[reportArgumentType]
         assert left is not None
         assert right is not None
     rank = min(n_embd, len(scale))

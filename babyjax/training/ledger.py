@@ -8,6 +8,8 @@ from babyjax.training.factors import factors_of
 from babyjax.training.statistics import Nats, PairCounts
 
 STARTS = 3
+# Over a large vocabulary the search ends when a sweep brings less than this, in nats.
+SWEEP_TOLERANCE = 2e-3
 
 
 class Ledger(NamedTuple):
@@ -28,18 +30,19 @@ def draw_up_ledger(
 ) -> Ledger | None:
     """The ledger of `model`, whose exact losses on the splits of `pairs` are `losses`.
 
-    The best network of its width is looked for from where `model` is and, where that is quick, from other starts; it is
-    never worse than `model`. None where `interrupted` has come to hold something before it was found.
+    The best network of its width is looked for from where `model` is and from other starts; it is never worse than
+    `model`. None where `interrupted` has come to hold something before it was found.
     """
-    train, entropy = losses["train"].per_token, pairs.entropy("train")
+    entropy = pairs.entropy("train")
+    train = max(losses["train"].per_token, entropy)  # which float32 may miss by a last digit
     width = model.token_embedding.embedding[...].shape[1]
     if width >= pairs.vocab_size - 1:
         best, known = entropy, f"any bigram has a rank below {pairs.vocab_size:,}"
     else:
         legs = [Leg("given", 0, 0.0, 0.0), *legs_of(STARTS, 0, 0.0, 0.0)]
         problem = CountsProblem(pairs, width, legs, bias=model.lm_head.bias is not None, given=factors_of(model))
-        if not problem.second_order:
-            problem.legs = legs[:1]
+        if not problem.dense:
+            problem.tolerance = SWEEP_TOLERANCE
         fit = problem.start()
         while not problem.done(fit):
             if interrupted:

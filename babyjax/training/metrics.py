@@ -29,16 +29,25 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         file.write("".join(map(_line, rows)))
 
 
+def _last_row(path: Path) -> tuple[list[str], dict[str, Any]]:
+    try:
+        *rows, last = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        row = json.loads(last)
+        row["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(f"{path} was edited: it does not end with the row of a step") from None
+    return rows, row
+
+
 def add_ledger(path: Path, ledger: dict[str, Any]) -> None:
-    """Put the ledger of a finished run into the file's last row."""
-    *rows, last = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    replace_file(path, "".join(rows) + _line(json.loads(last) | {LEDGER: ledger}))
+    """Put the ledger of a finished run into the file's last row. Raises `RunError` for an edited file."""
+    rows, last = _last_row(path)
+    replace_file(path, "".join(rows) + _line(last | {LEDGER: ledger}))
 
 
 def has_ledger(path: Path) -> bool:
-    """Whether the file's last row has the ledger of a finished run."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return bool(lines) and LEDGER in json.loads(lines[-1])
+    """Whether the file's last row has the ledger of a finished run. Raises `RunError` for an edited file."""
+    return LEDGER in _last_row(path)[1]
 
 
 def rewind_rows(path: Path, step: int, eval_interval: int) -> None:

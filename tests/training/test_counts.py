@@ -159,7 +159,7 @@ def test_the_certificate_bounds_how_far_the_best_is(penalty):
             gaps.append(problem.gap(fit.descent, problem.legs[0]))
             objectives.append(float(fit.descent.objective))
     assert float(fit.best_gap) <= 1e-6
-    assert problem.quality(fit).endswith("nats of the global optimum")
+    assert problem.quality(fit).endswith("nats of the global optimum of the penalised loss")
     # Every gap on the way is a bound too: none is less than what was still to come.
     assert (np.array(gaps) >= np.array(objectives) - float(fit.best_score) - 1e-12).all()
 
@@ -200,13 +200,16 @@ def test_validation_chooses_the_smoothing_and_stops_when_it_has_risen_twice():
         seen.append(evaluator(model)["val"].per_token)
         return seen[-1]
 
-    problem = CountsProblem(pairs, V - 1, legs_to_choose("smoothing", 0.0, 0.0), score=score)
+    problem = CountsProblem(pairs, V - 1, legs_to_choose("smoothing", 1, 0, 0.0, 0.0), score=score)
     fit = problem.start()
     while not problem.done(fit):
         fit = problem.advance(fit)
     best = int(np.argmin(seen))
     assert int(fit.best_leg) == best
-    assert len(seen) == best + 3 < len(problem.legs)
+    value_of_best = problem.legs[best].smoothing
+    since = {leg.smoothing for leg in problem.legs[best : len(seen)]} - {value_of_best}
+    assert len(since) == 2  # two more values, each from the SVD and from the best before, and no third
+    assert problem.legs[len(seen)].smoothing not in since
     assert evaluator(problem.model(fit))["val"].per_token == pytest.approx(seen[best], abs=1e-6)
 
 
