@@ -30,7 +30,7 @@ from babyjax.training.sweeps import Targets, smoothed_targets, sweep
 
 # Second order on V x V in float64 up to here: cells of the matrix, and of the D x D blocks of one factor.
 DENSE_CELLS, DENSE_BLOCKS = 512**2, 1_000_000
-SWEEPS_BEFORE_NEWTON = 4
+SWEEPS_BEFORE_NEWTON = 6
 TOLERANCE, DENSE_SWEEP_TOLERANCE, SWEEP_TOLERANCE = 1e-6, 1e-5, 1e-2
 MAX_STEPS = 1000
 # Steps damped by no more than this promise what free ones would.

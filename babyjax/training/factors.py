@@ -12,7 +12,7 @@ from babyjax.training.statistics import DENSE_VOCAB, PairCounts
 
 # What the first guess adds to every row of counts, spread as the unigram distribution, and the least it lets a token
 # weigh: as shares of all counts, so that a start does not depend on how often a corpus is repeated.
-PRIOR, LEAST = 1e-4, 5e-7
+PRIOR, LEAST = 7e-5, 5e-7
 # The most directions taken from the SVD of a sparse matrix.
 SPARSE_RANK = 256
 # A loss not known yet: finite, as everything that is saved must be.
