@@ -159,7 +159,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     rows = results["rows"]
     widths = [row["n_embd"] for row in rows]
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    axes.semilogy(widths, [max(row["gap"], 1e-9) for row in rows], "o-", ms=4, label="best found, from counts")
+    axes.semilogy(widths, [row["gap"] for row in rows], "o-", ms=4, label="best found, from counts")
     axes.semilogy(
         widths, [row["adamw"]["train"] - results["entropy"] for row in rows], "s-", ms=4, label="AdamW, v1's 5000 steps"
     )
@@ -167,10 +167,12 @@ def draw(results: dict[str, Any], path: Path) -> None:
         xlabel="width of the embedding, n_embd",
         ylabel="training loss above the entropy (nats per token)",
         title=f"The bottleneck of BabyGPT v1 on {results['corpus']} (V = {results['vocab_size']})",
-        ylim=(5e-10, 2),
+        ylim=(3e-11, 2),
     )
     axes.axvline(results["vocab_size"], color="grey", lw=1, ls=":")
-    axes.annotate("V", (results["vocab_size"], 1), ha="right", xytext=(-4, 0), textcoords="offset points", color="grey")
+    axes.annotate(
+        "V", (results["vocab_size"], 0.3), ha="right", xytext=(-4, 0), textcoords="offset points", color="grey"
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, metadata={"Date": None})
