@@ -41,7 +41,7 @@ class BigramConfig(ModelConfig):
 
 @dataclass
 class BabyGPTConfig(ModelConfig):
-    n_embd: int = option("width of the embedding", interval="[0, 2e9]")
+    n_embd: int = option("width of the embedding", interval=SIZE)
     bias: bool = option("whether the head has a bias")
 
 
