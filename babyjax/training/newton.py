@@ -18,6 +18,8 @@ from babyjax.training.factors import UNKNOWN, Descent, Factors
 CONJUGATE_GRADIENTS = 50
 # No change of the factors lowers the loss where only a damping as large as this would be accepted.
 MAX_DAMPING = 1e10
+# Beyond it the loss is a difference of numbers too large for float64, and no step goes there.
+MAX_LOGIT = 1e6
 
 
 def double_precision() -> AbstractContextManager:
@@ -100,7 +102,8 @@ def _newton_step(
     def objective(x: Factors):
         logits = x.logits()
         ridge = jnp.vdot(x.embedding, x.embedding) + jnp.vdot(x.head, x.head)
-        return weight @ jax.nn.logsumexp(logits, axis=1) - jnp.vdot(targets, logits) + penalty / 2 * ridge
+        value = weight @ jax.nn.logsumexp(logits, axis=1) - jnp.vdot(targets, logits) + penalty / 2 * ridge
+        return jnp.where(jnp.abs(logits).max() < MAX_LOGIT, value, jnp.inf)
 
     predicted = jax.nn.softmax(x.logits(), axis=1)
     mean = weight[:, None] * predicted
