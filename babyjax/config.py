@@ -1,4 +1,4 @@
-"""Options: a typed schema here, their values in `conf/`, and the command line on top.
+"""The options of a run: their values from `conf/`, and the command line on top.
 
 `key=value` sets one option, `group=choice` picks a file of `conf/group/`. A value is read by the type of its option, so
 text needs no quoting beyond the shell's. Nothing here imports JAX: a typo is answered at once.
@@ -6,7 +6,7 @@ text needs no quoting beyond the shell's. Nothing here imports JAX: a typo is an
 
 import difflib
 import math
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -14,110 +14,9 @@ import yaml
 
 from babyjax.errors import ConfigError, RunError
 from babyjax.files import replace_file
+from babyjax.schema import GROUPS, Config, DataConfig
 
 CONF = Path(__file__).parent / "conf"
-SIZE, SEED = "[1, 2e9]", "[0, 2e9]"
-
-
-def option(text: str, default: Any = MISSING, *, interval: str = "", choices: tuple[str, ...] = (), free: bool = False):
-    """A field of the schema: its help, the interval or the choices of its value.
-
-    An interval is written as in mathematics, "[0, 1)". A `free` option may differ when a run is continued.
-    """
-    return field(default=default, metadata={"help": text, "interval": interval, "choices": choices, "free": free})
-
-
-@dataclass
-class ModelConfig:
-    name: str = option("")
-    block_size: int = option("tokens in a training window", interval="[1, 1e9]")
-
-
-@dataclass
-class BigramConfig(ModelConfig):
-    smoothing: float = option("added to every count", interval="[0, 1e9]")
-    counting: str = option("every pair once, or the seed's random windows", choices=("corpus", "windows"))
-
-
-@dataclass
-class BabyGPTConfig(ModelConfig):
-    n_embd: int = option("width of the embedding", interval=SIZE)
-    bias: bool = option("whether the head has a bias")
-
-
-@dataclass
-class DataConfig:
-    name: str = option("")
-    path: str | None = option("a UTF-8 text file of yours", free=True)
-    tokenizer: str = option("what a token is", choices=("char", "byte"))
-
-
-@dataclass
-class SyntheticConfig(DataConfig):
-    states: int = option("characters of the Markov source", interval="[1, 5000]")
-    length: int = option("characters drawn from it", interval=SIZE)
-    seed: int = option("seed of the source", interval=SEED)
-
-
-@dataclass
-class OptimizerConfig:
-    name: str = option("")
-    learning_rate: float = option("step size", interval="[0, 1e6]")
-    beta1: float = option("decay of the mean gradient", interval="[0, 1)")
-    beta2: float = option("decay of the mean squared gradient", interval="[0, 1)")
-    eps: float = option("added to the denominator", interval="(0, 1e6]")
-    weight_decay: float = option("decoupled decay", interval="[0, 1e6]")
-
-
-@dataclass
-class TrainerConfig:
-    name: str = option("")
-
-
-@dataclass
-class CountsConfig(TrainerConfig):
-    tolerance: float | None = option("nats a step must still promise (none: by size)", interval="[1e-12, 1]")
-    smoothing: float | None = option("added to every count of a context seen (none: 1/V)", interval="[0, 1e9]")
-    penalty: float = option("times half the squares of embedding and head", interval="[0, 1e6]")
-    starts: int = option("descents, of which the best is kept", interval="[1, 1e6]")
-    choose: str = option("what validation chooses", choices=("nothing", "smoothing", "penalty"))
-
-
-@dataclass
-class TrainConfig:
-    steps: int = option("updates to make in all", interval=SIZE, free=True)
-    batch_size: int = option("windows in a batch", interval=SIZE)
-    seed: int = option("seed of the start and the batches", interval=SEED)
-    eval_interval: int = option("steps between evaluations", interval=SIZE, free=True)
-
-
-@dataclass
-class CheckpointConfig:
-    interval: int = option("steps between checkpoints", interval=SIZE, free=True)
-    keep: int = option("checkpoints kept, the newest, besides the best", interval=SIZE, free=True)
-
-
-@dataclass
-class Config:
-    """Everything a training run is told; a run directory keeps it as `config.yaml`."""
-
-    model: ModelConfig
-    data: DataConfig
-    trainer: TrainerConfig
-    optimizer: OptimizerConfig
-    train: TrainConfig
-    checkpoint: CheckpointConfig
-    run_dir: str = option("where the run is kept", free=True)
-    overwrite: bool = option("start anew where run_dir holds a run", free=True)
-
-
-# The schema of a choice in a group of `conf/`, by the `name` its file gives.
-GROUPS: dict[str, dict[str, type]] = {
-    "model": {"bigram": BigramConfig, "babygpt": BabyGPTConfig},
-    "data": {"pydocs": DataConfig, "shakespeare": DataConfig, "synthetic": SyntheticConfig},
-    "trainer": {"sgd": TrainerConfig, "counts": CountsConfig},
-    "optimizer": {"adamw": OptimizerConfig},
-}
 
 T = TypeVar("T")
 
@@ -178,11 +77,10 @@ def _inside(value: int | float, interval: str) -> bool:
 
 def _parse(key: str, value: Any, kind: Any) -> Any:
     """A value of type `kind` from YAML or from the command line, where everything is text."""
-    if kind in (str | None, float | None):
+    if optional := [inner for inner in (str, int, float) if kind == inner | None]:
         if value is None or value in ("null", "none"):
             return None
-        kind = str if kind == (str | None) else float
-        value = str(value)
+        kind, value = optional[0], str(value)
     try:
         if kind is bool and str(value).lower() in ("true", "false"):
             return str(value).lower() == "true"
@@ -218,9 +116,9 @@ def _build(schema: type, values: Any, prefix: str = "") -> Any:
         if item.name in GROUPS and prefix == "":
             value = value if isinstance(value, dict) else {}
             name = value.get("name")
-            kind = DataConfig if value.get("path") else GROUPS[item.name].get(str(name))
+            kind = DataConfig if value.get("path") else GROUPS[item.name].get(str(name).partition("-")[0])
             if kind is None:
-                raise _unknown(item.name, str(name), list(GROUPS[item.name]))
+                raise _unknown(item.name, str(name), choices_of(item.name))
             built[item.name] = _build(kind, value, key + ".")
         elif is_dataclass(item.type):
             built[item.name] = _build(cast(type, item.type), value, key + ".")
@@ -292,8 +190,12 @@ def read_options(schema: type[T], argv: list[str]) -> T:
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:
-    """The options in which two runs differ so that one cannot continue the other: "key is A there, B here"."""
+    """The options in which two runs differ so that one cannot continue the other: "key is A there, B here".
+
+    `train.steps` is among them where the step size has a schedule, since that ends with the last step.
+    """
     here, there = options_of(ours), options_of(theirs)
+    bound = {"train.steps"} if ours.optimizer.schedule != "constant" else set()
     names = [
         f"{group} is {a} there, {b} here"
         for group in GROUPS
@@ -302,5 +204,5 @@ def differences(ours: Config, theirs: Config) -> list[str]:
     return names or [
         f"{key} is {there[key].value} there, {option.value} here"
         for key, option in here.items()
-        if key in there and not option.free and option.value != there[key].value
+        if key in there and (key in bound or not option.free) and option.value != there[key].value
     ]

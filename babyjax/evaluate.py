@@ -4,9 +4,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from babyjax.config import option, options_of, read_options
+from babyjax.config import options_of, read_options
 from babyjax.door import describe_options, prepare_jax, run_door
 from babyjax.errors import ConfigError
+from babyjax.schema import option
 
 
 @dataclass

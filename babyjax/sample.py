@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from babyjax.config import SEED, SIZE, option, options_of, read_options
+from babyjax.config import options_of, read_options
 from babyjax.door import describe_options, prepare_jax, run_door
 from babyjax.errors import ConfigError
+from babyjax.schema import SEED, SIZE, option
 
 
 @dataclass

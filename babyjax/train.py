@@ -6,10 +6,14 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from babyjax.config import GROUPS, BigramConfig, CountsConfig, choices_of, load_config, options_of
+from babyjax.config import choices_of, load_config, options_of
 from babyjax.door import describe_options, prepare_jax, run_door
 from babyjax.errors import DivergenceError
-from babyjax.trainers import Job, train_by_counting, train_by_gradient, train_by_solving
+from babyjax.schema import GROUPS, BigramConfig, CountsConfig
+from babyjax.trainers.counting import train_by_counting
+from babyjax.trainers.counts import train_by_solving
+from babyjax.trainers.gradient import train_by_gradient
+from babyjax.trainers.job import Job
 
 
 def help_text(argv: list[str]) -> str:

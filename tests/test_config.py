@@ -5,9 +5,6 @@ import yaml
 
 from babyjax.config import (
     CONF,
-    GROUPS,
-    BigramConfig,
-    SyntheticConfig,
     choices_of,
     differences,
     load_config,
@@ -16,6 +13,7 @@ from babyjax.config import (
     save_config,
 )
 from babyjax.errors import ConfigError, RunError
+from babyjax.schema import GROUPS, BigramConfig, SyntheticConfig
 
 
 def test_defaults_are_the_seeds():

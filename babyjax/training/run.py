@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import jax
 from filelock import FileLock, Timeout
 
-from babyjax.config import Config, CountsConfig, config_from_dict, differences, load_saved_config, save_config
+from babyjax.config import config_from_dict, differences, load_saved_config, save_config
 from babyjax.data.corpus import Corpus, fingerprint, read_corpus
 from babyjax.data.tokenizer import ByteTokenizer, CharTokenizer, tokenizer_from_json
 from babyjax.errors import CheckpointError, ConfigError, RunError
 from babyjax.files import UNFINISHED, replace_file, user_path
 from babyjax.models import make_model
+from babyjax.schema import Config, CountsConfig
 from babyjax.training.checkpoint import Checkpoints, Saved, discard
 from babyjax.training.metrics import add_ledger, append_rows, has_ledger, rewind_rows
 

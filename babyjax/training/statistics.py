@@ -26,16 +26,25 @@ CHUNK_LOGITS = 1 << 22
 
 
 class Nats(NamedTuple):
-    """A loss as sums: nats over `tokens` predicted tokens that take `bytes` bytes of UTF-8. Add, then divide once."""
+    """A loss as sums: nats over `tokens` predicted tokens that take `bytes` bytes of UTF-8. Add, then divide once.
+
+    `variance` is that of `nats`, were the text drawn anew.
+    """
 
     nats: float
     tokens: int
     bytes: int
+    variance: float
 
     @property
     def per_token(self) -> float:
         """Nats per token."""
         return self.nats / self.tokens
+
+    @property
+    def standard_error(self) -> float:
+        """Of `per_token`, in nats."""
+        return math.sqrt(self.variance) / self.tokens
 
     @property
     def bits_per_byte(self) -> float:
@@ -157,11 +166,10 @@ class PairCounts:
         sums = {}
         for split, count in self.counts.items():
             seen = count > 0  # a pair the split never shows may cost infinity
-            sums[split] = Nats(
-                nats=float(count[seen] @ pair_nats[seen].astype(np.float64)),
-                tokens=int(count.sum()),
-                bytes=int(count @ byte_lengths[self.following]),
-            )
+            count, nats, size = count[seen], pair_nats[seen].astype(np.float64), byte_lengths[self.following[seen]]
+            mean = count @ nats / count.sum()
+            variance = count @ np.square(nats - mean) if math.isfinite(mean) else math.inf
+            sums[split] = Nats(float(count @ nats), int(count.sum()), int(count @ size), float(variance))
         return sums
 
 

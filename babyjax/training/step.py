@@ -15,7 +15,8 @@ from jax.stages import Wrapped
 from jaxtyping import Array, Float, Int, Key
 
 from babyjax.data.batches import batch_at
-from babyjax.training.objective import mean_nats
+from babyjax.errors import ConfigError
+from babyjax.training.objective import sum_nats
 
 # Losses a dispatch can return: the most steps it can run.
 MAX_STEPS_PER_DISPATCH = 1024
@@ -37,10 +38,35 @@ def init_state(model, optimizer: optax.GradientTransformation) -> TrainState:
 
 
 def train_step(
-    state: TrainState, batch: Batch, optimizer: optax.GradientTransformation
+    state: TrainState,
+    batch: Batch,
+    optimizer: optax.GradientTransformation,
+    key: Key[Array, ""] | None = None,
+    accumulation: int = 1,
 ) -> tuple[TrainState, Float[Array, ""]]:
-    """One update; the loss, in nats per token, is that of the batch before the update."""
-    loss, gradient = jax.value_and_grad(mean_nats)(state.model, *batch)
+    """One update; the loss, in nats per token, is that of the batch before the update.
+
+    The batch is worked through in `accumulation` parts, one in memory at a time; each adds its nats divided by the
+    tokens of all. `key` is that of the step's dropout, for a model that has it.
+    """
+
+    def part(inputs, targets, index):
+        part_key = None if key is None else jax.random.fold_in(key, index)
+        return jax.value_and_grad(
+            lambda model: sum_nats(model, inputs, targets, part_key) / batch[1].size,
+        )(state.model)
+
+    if accumulation == 1:
+        loss, gradient = part(*batch, 0)
+    else:
+        # Every part takes every k-th row: of a batch spread over devices, each has its share of every part.
+        parts = [tokens.reshape(-1, accumulation, tokens.shape[1]).swapaxes(0, 1) for tokens in batch]
+        nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.model))
+        (loss, gradient), _ = jax.lax.scan(
+            lambda sums, each: (jax.tree.map(jnp.add, sums, part(*each)), None),
+            nothing,
+            (*parts, jnp.arange(accumulation)),
+        )
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
     return TrainState(state.step + 1, optax.apply_updates(state.model, updates), opt_state), loss
 
@@ -50,15 +76,29 @@ def start_key(seed: int) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
 
 
+def dropout_key(seed: int, step: Int[Array, ""] | int) -> Key[Array, ""]:
+    """The key of a step's dropout, of a stream no batch and no start uses."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2**31 - 2), step)
+
+
 def make_advance(
-    optimizer: optax.GradientTransformation, seed: int, batch_size: int, block_size: int, mesh: Mesh | None = None
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    batch_size: int,
+    block_size: int,
+    mesh: Mesh | None = None,
+    *,
+    accumulation: int = 1,
 ) -> Wrapped:
     """`advance(state, tokens, count)`: `count` steps in one dispatch, and their losses in the first `count` places.
 
     `state` is donated. `count` is an argument of the program and not of its shape: a single compilation serves any
     number of steps, so results do not depend, to the bit, on how a run is cut into dispatches. With a `mesh` each of
-    its devices works on its part of the batch.
+    its devices works on its part of the batch. Raises `ConfigError` where the batch has not `accumulation` equal parts.
     """
+
+    if batch_size % accumulation:
+        raise ConfigError(f"a batch of {batch_size} has not {accumulation} equal parts; change train.accumulation")
 
     @partial(jax.jit, donate_argnums=0)
     def advance(state: TrainState, tokens: Int[Array, " L"], count: Int[Array, ""]):
@@ -67,7 +107,8 @@ def make_advance(
             batch = batch_at(tokens, seed, state.step, batch_size, block_size)
             if mesh is not None:
                 batch = jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec("data")))
-            state, loss = train_step(state, batch, optimizer)
+            key = dropout_key(seed, state.step) if getattr(state.model, "dropout", 0) else None
+            state, loss = train_step(state, batch, optimizer, key, accumulation)
             return state, losses.at[index].set(loss)
 
         return jax.lax.fori_loop(0, count, body, (state, jnp.zeros(MAX_STEPS_PER_DISPATCH)))

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from babyjax import BabyGPT, CharTokenizer, ExactEvaluator, PairCounts, count_matrix, read_corpus, split_tokens
-from babyjax.config import Config, load_config
+from babyjax.config import load_config
+from babyjax.schema import Config
 from babyjax.training.optimizer import make_optimizer
 from babyjax.training.step import init_state, make_advance, start_key
 from experiments.record import provenance, write_json

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from babyjax import BabyGPT
-from babyjax.config import BabyGPTConfig, BigramConfig, ModelConfig
+from babyjax.schema import BabyGPTConfig, BigramConfig, ModelConfig
 from babyjax.models import make_model
 
 V, D = 11, 4

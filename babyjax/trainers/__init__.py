@@ -1,0 +1,1 @@
+"""The ways to train, as the `train` door runs them."""
