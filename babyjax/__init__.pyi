@@ -11,7 +11,9 @@ from .models.babygpt import BabyGPT as BabyGPT
 from .models.bigram import Bigram as Bigram
 from .models.bigram import count_chunks as count_chunks
 from .models.bigram import count_matrix as count_matrix
+from .models.grow import grow as grow
 from .training.counts import fit_counts as fit_counts
+from .training.evaluation import ContextEvaluator as ContextEvaluator
 from .training.run import load_run as load_run
 from .training.statistics import ExactEvaluator as ExactEvaluator
 from .training.statistics import PairCounts as PairCounts

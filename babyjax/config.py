@@ -6,6 +6,7 @@ text needs no quoting beyond the shell's. Nothing here imports JAX: a typo is an
 
 import difflib
 import math
+import re
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -45,8 +46,9 @@ def options_of(config: Any, prefix: str = "") -> dict[str, Option]:
 
 
 def choices_of(group: str) -> list[str]:
-    """What a group can be, by its files."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    """What a group can be, by its files, v2 before v10."""
+    names = (path.stem for path in (CONF / group).glob("*.yaml"))
+    return sorted(names, key=lambda name: re.sub(r"\d+", lambda number: number[0].zfill(9), name))
 
 
 def parse_arguments(argv: list[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ HEADER = "    step    train      val  above floor  tokens/s"
 def short(number: float) -> str:
     """1234567 as "1.23M": for rates."""
     power, unit = next(
-        ((power, unit) for power, unit in ((9, "G"), (6, "M"), (3, "k")) if number >= 10**power), (0, "")
+        ((power, unit) for power, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")) if number >= 10**power), (0, "")
     )
     return f"{number / 10**power:#.3g}".rstrip(".") + unit
 

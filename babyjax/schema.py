@@ -131,6 +131,7 @@ class TrainConfig:
     eval_tokens: int | None = option(
         "tokens of each split a model of many tokens is evaluated on as it trains (none: all)", None, interval=SIZE
     )
+    grow_from: str | None = option("run whose network this one, a larger, starts as (none: at random)", None)
     accumulation: int = option("parts a batch is computed in, to need less memory", 1, interval=SIZE)
 
 

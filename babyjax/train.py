@@ -8,7 +8,7 @@ from rich.console import Console
 
 from babyjax.config import choices_of, load_config, options_of
 from babyjax.door import describe_options, prepare_jax, run_door
-from babyjax.errors import DivergenceError
+from babyjax.errors import ConfigError, DivergenceError
 from babyjax.schema import GROUPS, BigramConfig, CountsConfig
 from babyjax.trainers.counting import train_by_counting
 from babyjax.trainers.counts import train_by_solving
@@ -71,10 +71,12 @@ def main(argv: list[str]) -> int:
         job = Job(config, console)
     with job.run.locked():
         first_step = job.reached()
+        by_counts = isinstance(config.trainer, CountsConfig)
+        if config.train.grow_from and (by_counts or isinstance(config.model, BigramConfig)):
+            raise ConfigError("train.grow_from= is for trainer=sgd and a network: counting has no start")
         if isinstance(config.model, BigramConfig):
             train_by_counting(job, first_step)
             return 0
-        by_counts = isinstance(config.trainer, CountsConfig)
         with stop_signals() as stopped:
             try:
                 (train_by_solving if by_counts else train_by_gradient)(job, first_step, stopped, argv)

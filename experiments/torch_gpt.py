@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from babyjax.models import make_model
 from babyjax.schema import BabyGPTConfig
@@ -40,7 +39,7 @@ class TorchBlock(nn.Module):
             keys[:, :, position : position + length] = k
             values[:, :, position : position + length] = v
             k, v = keys[:, :, : position + length], values[:, :, : position + length]
-        y = F.scaled_dot_product_attention(
+        y = nn.functional.scaled_dot_product_attention(
             q, k, v, is_causal=length > 1, dropout_p=self.config.dropout if self.training else 0.0
         )
         y = self.attention_projection(y.transpose(1, 2).reshape(batch, length, width))
@@ -51,7 +50,7 @@ class TorchBlock(nn.Module):
         return self._add(x, self.feed_forward_projection(y))
 
     def _add(self, x, y):
-        y = F.dropout(y, self.config.dropout, self.training)
+        y = nn.functional.dropout(y, self.config.dropout, self.training)
         return x + y if self.config.residual else y
 
 
@@ -167,7 +166,7 @@ def train(model: TorchGPT, optimizer, config, data: torch.Tensor, steps: int) ->
         starts = torch.randint(len(data) - block_size, (batch_size,))
         inputs = torch.stack([data[start : start + block_size] for start in starts])
         targets = torch.stack([data[start + 1 : start + block_size + 1] for start in starts])
-        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+        loss = nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if config.optimizer.clip_norm is not None:

@@ -20,7 +20,7 @@ HUGE = "99999999999999999999999"
 USAGE_ERRORS = [
     # names
     ("train model=babygtp", "unknown model 'babygtp'; did you mean babygpt?"),
-    ("train model=", "unknown model ''; there are babygpt, bigram"),
+    ("train model=", "unknown model ''; there are babygpt, babygpt-v2-position, "),
     ("train data=shakespear", "unknown data 'shakespear'; did you mean shakespeare?"),
     ("train trainer=count", "unknown trainer 'count'; did you mean counts?"),
     ("train trainer.starts=2", "unknown option 'trainer.starts'"),
@@ -35,7 +35,7 @@ USAGE_ERRORS = [
     ("train optimizer=adam", "unknown optimizer 'adam'; did you mean adamw?"),
     ("train train.step=3", "unknown option 'train.step'; did you mean train.steps?"),
     ("train block_size=3", "unknown option 'block_size'; did you mean model.block_size?"),
-    ("train model.n_layer=3", "unknown option 'model.n_layer'"),
+    ("train model.layers=3", "unknown option 'model.layers'"),
     ("train model=bigram model.n_embd=3", "unknown option 'model.n_embd'; there are"),
     ("train data.length=9", "unknown option 'data.length'"),
     ("train +train.steps=3", "unknown option '+train.steps'"),

@@ -34,8 +34,8 @@ def sample_token(
 ) -> Int[Array, ""]:
     """A token drawn from softmax(logits / temperature); the likeliest at temperature 0.
 
-    Drawn among the `top_k` likeliest; of these among the fewest likeliest that hold `top_p` of the probability (Holtzman
-    et al. 2020); of these among those at least `min_p` times as likely as the likeliest (Nguyen et al. 2024).
+    Drawn among the `top_k` likeliest; of these among the fewest likeliest that hold `top_p` of the probability
+    (Holtzman et al. 2020); of these among those at least `min_p` times as likely as the likeliest (Nguyen et al. 2024).
     """
     logits = logits / jnp.where(temperature > 0, temperature, 1.0)
     tokens = None

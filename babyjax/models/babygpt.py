@@ -51,7 +51,7 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention, then feed-forward, each with what the rung puts before (norm), after (dropout) and around (residual)."""
+    """Attention, then feed-forward, each with what a rung puts before (norm), after (dropout) and around (residual)."""
 
     def __init__(self, attention: Attention, feed_forward: FeedForward | None, norm: bool, residual: bool, rate: float):
         width = attention.query_key_value.kernel.shape[0]
@@ -76,7 +76,7 @@ class Block(nnx.Module):
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens read so far, a pair of arrays a layer, and how many tokens of each row these are."""
+    """Keys and values of the tokens read so far, a pair of arrays a layer; `length`, how many tokens of each row."""
 
     layers: tuple[tuple[Cached, Cached], ...]
     length: Int[Array, " B"]
@@ -222,13 +222,12 @@ class BabyGPT(nnx.Module):
         write = jax.vmap(lambda row, new, start: jax.lax.dynamic_update_slice_in_dim(row, new, start, axis=1))
         x, layers = self._embed(tokens, columns), []
         for block, (keys, values) in zip(blocks or self.split_blocks(), cache.layers, strict=True):
-            kept = []
 
-            def mix(q, k, v, _, keys=keys, values=values, kept=kept):
-                kept += [write(keys, k.swapaxes(1, 2), cache.length), write(values, v.swapaxes(1, 2), cache.length)]
-                return attend_cached(q, *kept, columns)
+            def mix(q, k, v, _, keys=keys, values=values):
+                layer = write(keys, k.swapaxes(1, 2), cache.length), write(values, v.swapaxes(1, 2), cache.length)
+                layers.append(layer)
+                return attend_cached(q, *layer, columns)
 
             x = block(x, mix)
-            layers.append(tuple(kept))
         last = jnp.take_along_axis(x, (counts - 1)[:, None, None], axis=1)
         return self._head(last)[:, 0], Cache(tuple(layers), cache.length + counts)

@@ -103,7 +103,7 @@ Cached = Float[Array, "B H S K"]
 
 
 def attend(q: Heads, k: Heads, v: Heads, rate: float, key: Key[Array, ""] | None) -> Heads:
-    """Causal attention, softmax(q k^T / sqrt(K)) v, its weights dropped with probability `rate` where there is a key."""
+    """Causal attention, softmax(q k^T / sqrt(K)) v; with a key weights are dropped with probability `rate`."""
     dropping = key is not None and rate > 0
     if jax.default_backend() == "gpu" and not dropping:
         implementation = "cudnn" if q.dtype == jnp.bfloat16 else "xla"

@@ -2,12 +2,30 @@
 
 import time
 from contextlib import ExitStack
+from typing import Any
 
 from babyjax.door import command_line
-from babyjax.errors import ConfigError
+from babyjax.errors import ConfigError, RunError
 from babyjax.progress import TrainingDisplay, duration, short
 from babyjax.schema import BabyGPTConfig
 from babyjax.trainers.job import Job
+
+
+def grown(job: Job) -> Any:
+    """The network of the run `train.grow_from`, grown to the model of this one. Raises `RunError` for other tokens."""
+    from babyjax.models.grow import grow
+    from babyjax.training.run import load_run
+    from babyjax.training.step import start_key
+
+    path, model = job.config.train.grow_from, job.config.model
+    assert path is not None
+    assert isinstance(model, BabyGPTConfig)
+    run = load_run(path)
+    if run.tokenizer != job.tokenizer:
+        raise RunError(f"train.grow_from={path} was trained with another vocabulary")
+    network = grow(run.model, model, start_key(job.config.train.seed))
+    job.say(f"grown from {run.config.model.name} in {path}, step {run.step:,}")
+    return network
 
 
 def train_by_gradient(job: Job, first_step: int, stopped: list[int], argv: list[str]) -> None:
@@ -53,6 +71,8 @@ def train_by_gradient(job: Job, first_step: int, stopped: list[int], argv: list[
     with job.console.status("compiling"):
         clock = time.perf_counter()
         state = jax.jit(start, out_shardings=replicated(mesh))()
+        if config.train.grow_from and not first_step:
+            state = jax.device_put(init_state(grown(job), optimizer), replicated(mesh))
         tokens = jax.device_put(job.split.train, replicated(mesh))
         advance = make_advance(optimizer, config.train.seed, batch_size, block_size, mesh, accumulation=accumulation)
         advance = advance.lower(state, tokens, 1).compile()
@@ -98,11 +118,11 @@ def train_by_gradient(job: Job, first_step: int, stopped: list[int], argv: list[
         return
     speed = (steps - first_step) * batch_size * block_size / seconds
     flops = speed * training_flops(state.model, block_size)
-    peak = peak_flops(jax.devices()[0])
+    peak = peak_flops(jax.devices()[0].device_kind)
     share = f", {flops / mesh.size / peak:.1%} of the device's bfloat16 peak" if peak else ""
     lines = [
         f"took     {duration(seconds)} for {steps - first_step:,} steps, {short(speed)} tokens/s",
-        f"         {short(flops)}flop/s of the model{share}",
+        f"         {short(flops)} flop/s in the products of the model{share}",
     ]
     if not job.exact:
         nats = job.evaluator(state.model)

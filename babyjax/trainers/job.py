@@ -7,7 +7,7 @@ from rich.console import Console
 from babyjax.door import command_line
 from babyjax.errors import RunError
 from babyjax.progress import say
-from babyjax.schema import BabyGPTConfig, BigramConfig, Config, CountsConfig
+from babyjax.schema import BigramConfig, Config, CountsConfig
 
 
 class Job:

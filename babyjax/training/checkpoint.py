@@ -14,6 +14,7 @@ import numpy as np
 
 from babyjax.errors import CheckpointError, DivergenceError
 from babyjax.training.metrics import finite_json
+from babyjax.trees import named_arrays
 
 SCHEMA_VERSION = 1
 
@@ -27,17 +28,6 @@ def discard(folder: Path) -> None:
     if folder.exists():
         doomed = folder.rename(folder.with_name(folder.name + DISCARDED))
         shutil.rmtree(doomed, ignore_errors=True)
-
-
-def named_arrays(tree: Any) -> dict[str, Any]:
-    """The leaves of a pytree by their path, "model/lm_head/kernel": the same in every version of flax."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(_names(path)): leaf for path, leaf in leaves}
-
-
-def _names(path: tuple) -> list[str]:
-    names = [str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path]
-    return names[:-1] if names[-1] == "value" else names  # an nnx.Variable's only child
 
 
 def _digest(array: np.ndarray) -> str:

@@ -1,6 +1,6 @@
 """Whole-split losses of a model of many tokens: a window of context slides over the text, each token scored once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -57,12 +57,18 @@ class ContextEvaluator:
             places_of = np.minimum(start + places, len(padded) - 2)
             yield padded[places_of].astype(np.int32), padded[places_of + 1].astype(np.int32), scored
 
-    def __call__(self, model, progress: Callable[[str, float], None] = lambda split, share: None) -> dict[str, Nats]:
-        """The losses; `progress(split, share)` is told how far it is."""
+    def __call__(
+        self,
+        model,
+        splits: Sequence[str] = ("train", "val"),
+        progress: Callable[[str, float], None] = lambda split, share: None,
+    ) -> dict[str, Nats]:
+        """The losses of `splits`; `progress(split, share)` is told how far it is."""
         vocab_size = jax.eval_shape(model, jax.ShapeDtypeStruct((1, self.block_size), jnp.int32)).shape[-1]
         rows = max(1, min(CHUNK_LOGITS // (self.block_size * vocab_size), CHUNK_TOKENS // self.block_size))
         losses = {}
-        for name, tokens in self.split._asdict().items():
+        for name in splits:
+            tokens = getattr(self.split, name)
             windows = len(self._starts(len(tokens)))
             sums, counts, size = [], [], 0
             for inputs, targets, scored in self._chunks(tokens, min(rows, windows)):

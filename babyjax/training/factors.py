@@ -65,6 +65,7 @@ def start_descent(factors: Factors) -> Descent:
 def factors_of(model: BabyGPT) -> Factors:
     """The factors of a network, on the host in float64."""
     head = model.lm_head
+    assert head is not None, "v1 has a head of its own"
     parts = model.token_embedding.embedding[...], head.kernel[...].T, None if head.bias is None else head.bias[...]
     return jax.tree.map(lambda part: np.asarray(part, np.float64), Factors(*parts))
 

@@ -40,7 +40,8 @@ def draw_up_ledger(
         best, known = entropy, f"any bigram has a rank below {pairs.vocab_size:,}"
     else:
         legs = [Leg("given", 0, 0.0, 0.0), *legs_of(STARTS, 0, 0.0, 0.0)]
-        problem = CountsProblem(pairs, width, legs, bias=model.lm_head.bias is not None, given=factors_of(model))
+        given = factors_of(model)
+        problem = CountsProblem(pairs, width, legs, bias=given.bias is not None, given=given)
         if not problem.dense:
             problem.tolerance = SWEEP_TOLERANCE
         fit = problem.start()

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from babyjax.schema import AdamWConfig, LionConfig, MuonConfig, OptimizerConfig, SGDConfig
+from babyjax.trees import map_named
 
 
 def make_schedule(config: OptimizerConfig, steps: int, peak: float) -> optax.Schedule:
@@ -28,19 +28,13 @@ def make_schedule(config: OptimizerConfig, steps: int, peak: float) -> optax.Sch
 
 def kernels(model: Any) -> Any:
     """Which parameters are matrices of linear layers: no bias, norm or embedding."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in map(_name, path), model)
-
-
-def _name(key: Any) -> str:
-    return str(getattr(key, "name", getattr(key, "key", key)))
+    return map_named(lambda name, _: name.endswith("kernel"), model)
 
 
 def _muon_axes(model: Any) -> Any:
     """Which axes of a parameter Muon takes for a matrix: the last two of a block's kernels, stacked by layer."""
     axes = MuonDimensionNumbers(-2, -1)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: axes if {"blocks", "kernel"} <= set(map(_name, path)) else None, model
-    )
+    return map_named(lambda name, _: axes if name.startswith("blocks/") and name.endswith("kernel") else None, model)
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

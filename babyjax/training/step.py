@@ -50,23 +50,23 @@ def train_step(
     tokens of all. `key` is that of the step's dropout, for a model that has it.
     """
 
-    def part(inputs, targets, index):
+    def part(inputs: Int[Array, "b T"], targets: Int[Array, "b T"], index: Int[Array, ""] | int):
         part_key = None if key is None else jax.random.fold_in(key, index)
-        return jax.value_and_grad(
-            lambda model: sum_nats(model, inputs, targets, part_key) / batch[1].size,
-        )(state.model)
+        return jax.value_and_grad(lambda model: sum_nats(model, inputs, targets, part_key) / float(batch[1].size))(
+            state.model
+        )
 
     if accumulation == 1:
-        loss, gradient = part(*batch, 0)
+        loss, gradient = part(batch[0], batch[1], 0)
     else:
         # Every part takes every k-th row: of a batch spread over devices, each has its share of every part.
         parts = [tokens.reshape(-1, accumulation, tokens.shape[1]).swapaxes(0, 1) for tokens in batch]
         nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.model))
-        (loss, gradient), _ = jax.lax.scan(
-            lambda sums, each: (jax.tree.map(jnp.add, sums, part(*each)), None),
-            nothing,
-            (*parts, jnp.arange(accumulation)),
-        )
+
+        def add(sums, inputs_targets_index):
+            return jax.tree.map(jnp.add, sums, part(*inputs_targets_index)), None
+
+        (loss, gradient), _ = jax.lax.scan(add, nothing, (*parts, jnp.arange(accumulation)))
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
     return TrainState(state.step + 1, optax.apply_updates(state.model, updates), opt_state), loss
 

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import jax
-
-from babyjax.training.checkpoint import named_arrays
+from babyjax.trees import named_arrays
 
 # Dense bfloat16 flop/s a device is sold with, by what JAX calls it (a core of TPU v2 and v3, a chip of the later ones).
 PEAK_FLOPS = {
@@ -27,14 +25,14 @@ def training_flops(model: Any, length: int) -> int:
     A multiplication and an addition for each weight of a matrix and, in attention, for each number of q k^T and of
     weights times v, no causal half left out; the backward pass costs twice the forward (Chowdhery et al. 2022).
     """
-    arrays = named_arrays(model)
-    weights = sum(leaf.size for name, leaf in arrays.items() if name.endswith("kernel"))
+    weights = sum(leaf.size for name, leaf in named_arrays(model).items() if name.endswith("kernel"))
+    vocab_size, width = model.token_embedding.embedding.shape
     if model.lm_head is None:
-        weights += model.token_embedding.embedding.size
-    attention = 2 * model.n_layer * length * model.token_embedding.embedding.shape[1]
+        weights += vocab_size * width
+    attention = 2 * model.n_layer * length * width
     return 3 * 2 * (weights + attention)
 
 
-def peak_flops(device: jax.Device) -> float | None:
-    """What a device can do at most, in bfloat16 flop/s; None where that is not known."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in device.device_kind), None)
+def peak_flops(kind: str) -> float | None:
+    """What a device of a `device_kind` can do at most, in bfloat16 flop/s; None where that is not known."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in kind), None)

@@ -56,7 +56,7 @@ def seconds_of(action: Callable[[], Any], rounds: int = 1) -> float:
 def adamw(split: Split, vocab_size: int) -> tuple[BabyGPT, float]:
     """BabyGPT v1 after its 5000 steps in our compiled loop, and their seconds."""
     config = load_config([])
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
     tokens = jnp.asarray(split.train)
     advance = make_advance(optimizer, 0, config.train.batch_size, config.model.block_size)
     first = init_state(BabyGPT(vocab_size, N_EMBD, key=start_key(0)), optimizer)

@@ -90,7 +90,7 @@ def best_at(pairs: PairCounts, width: int, narrower: Factors | None) -> tuple[Fa
 def adamw(split: Any, vocab_size: int, width: int) -> BabyGPT:
     """BabyGPT v1 with its own budget: 5000 steps of 32 x 8 tokens."""
     config = load_config([])
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
     state = init_state(BabyGPT(vocab_size, width, key=start_key(SEED)), optimizer)
     advance = make_advance(optimizer, SEED, config.train.batch_size, config.model.block_size)
     for _ in range(config.train.steps // 1000):

@@ -76,7 +76,7 @@ def torch_loop(tokens: np.ndarray, vocab_size: int, config: Config) -> Callable[
 
 def steps_per_second(tokens: np.ndarray, vocab_size: int, steps: int, rounds: int) -> dict[str, float]:
     config = load_config([])
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
     state = init_state(BabyGPT(vocab_size, N_EMBD, key=start_key(0)), optimizer)
     on_device = jnp.asarray(tokens)
     start = time.perf_counter()
@@ -102,7 +102,7 @@ def steps_per_second(tokens: np.ndarray, vocab_size: int, steps: int, rounds: in
 def default_run(tokens: np.ndarray, tokenizer: CharTokenizer) -> dict[str, float]:
     """BabyGPT v1 at its defaults, 5000 steps: what it reaches and how long that takes."""
     config = load_config([])
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
     split = split_tokens(tokens)
     pairs = PairCounts.from_split(split, tokenizer.vocab_size)
     state = init_state(BabyGPT(tokenizer.vocab_size, N_EMBD, key=start_key(0)), optimizer)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from babyjax import BabyGPT
-from babyjax.schema import BabyGPTConfig, BigramConfig, ModelConfig
 from babyjax.models import make_model
+from babyjax.schema import BabyGPTConfig, BigramConfig, ModelConfig
 
 V, D = 11, 4
 

@@ -128,7 +128,9 @@ def test_5_babygpt_trained_at_full_width_approaches_the_bigram(rng):
         tokens.append(int(rng.choice(V, p=chain[tokens[-1]])))
     tokens = np.array(tokens, np.int32)
     counts = counts_of(tokens)
-    optimizer = make_optimizer(load_config(["optimizer.learning_rate=3e-3", "optimizer.weight_decay=0"]).optimizer)
+    optimizer = make_optimizer(
+        load_config(["optimizer.learning_rate=3e-3", "optimizer.weight_decay=0"]).optimizer, 5000
+    )
     advance = make_advance(optimizer, seed=0, batch_size=64, block_size=16)
     state = init_state(BabyGPT(V, V, key=jax.random.key(0)), optimizer)
 

@@ -13,11 +13,12 @@ from orbax.checkpoint import v1 as ocp
 from babyjax import BabyGPT
 from babyjax.config import load_config
 from babyjax.errors import CheckpointError, DivergenceError
-from babyjax.training.checkpoint import Checkpoints, named_arrays
+from babyjax.training.checkpoint import Checkpoints
 from babyjax.training.optimizer import make_optimizer
 from babyjax.training.step import init_state
+from babyjax.trees import named_arrays
 
-OPTIMIZER = make_optimizer(load_config([]).optimizer)
+OPTIMIZER = make_optimizer(load_config([]).optimizer, 5000)
 
 
 def state_of(seed, n_embd=32):

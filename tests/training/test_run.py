@@ -17,7 +17,7 @@ from babyjax.training.step import init_state
 
 CORPUS = Corpus("mine", "abcd" * 30)
 TOKENIZER = CharTokenizer.fit(CORPUS.text)
-OPTIMIZER = make_optimizer(load_config([]).optimizer)
+OPTIMIZER = make_optimizer(load_config([]).optimizer, 5000)
 
 
 def state_of(seed):

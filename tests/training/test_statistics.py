@@ -89,11 +89,12 @@ def test_a_pair_without_probability_costs_infinity_only_where_it_occurs():
 
 
 def test_nats_become_units():
-    loss = Nats(nats=20 * np.log(2), tokens=10, bytes=5)
+    loss = Nats(nats=20 * np.log(2), tokens=10, bytes=5, variance=25 * np.log(2) ** 2)
     assert loss.per_token == pytest.approx(2 * np.log(2))
     assert loss.bits_per_byte == pytest.approx(4)
     assert loss.perplexity == pytest.approx(4)
-    assert Nats(1e6, 1, 1).perplexity == np.inf
+    assert loss.standard_error == pytest.approx(np.log(2) / 2)
+    assert Nats(1e6, 1, 1, 0).perplexity == np.inf
 
 
 def test_bits_per_byte_counts_the_utf8_of_predicted_tokens():

@@ -14,7 +14,7 @@ from babyjax.training.optimizer import make_optimizer
 from babyjax.training.step import MAX_STEPS_PER_DISPATCH, init_state, make_advance, start_key, train_step
 
 V = 7
-OPTIMIZER = make_optimizer(load_config([]).optimizer)
+OPTIMIZER = make_optimizer(load_config([]).optimizer, 5000)
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, V, 500), jnp.int32)
 ADVANCE = make_advance(OPTIMIZER, seed=1, batch_size=4, block_size=5)
 

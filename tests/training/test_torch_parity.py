@@ -41,7 +41,7 @@ def test_the_first_100_losses_are_pytorchs(bias):
         adamw.step()
         theirs.append(loss.item())
 
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
     advance = make_advance(optimizer, 1, *shape)
     state, ours = advance(init_state(model, optimizer), tokens, STEPS)
     np.testing.assert_allclose(ours[:STEPS], theirs, rtol=1e-5)
