@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from babyjax.errors import ConfigError
@@ -19,11 +20,11 @@ from babyjax.trees import map_named, named_arrays
 Arrays = dict[str, Array]
 
 
-def grow(model: BabyGPT, to: str | BabyGPTConfig, key: Key[Array, ""] | None = None) -> BabyGPT:
+def grow(model: nnx.Module, to: str | BabyGPTConfig, key: Key[Array, ""] | None = None) -> BabyGPT:
     """The network `to` describes, a preset's name or options, at a point where its logits are those of `model`.
 
     - A position embedding starts at 0; rows for longer blocks are new.
-    - Added blocks, feed-forwards, heads and hidden units are silent: the projection that adds them to the residual is 0.
+    - Added blocks, feed-forwards, heads and hidden units are silent: the projection adding them to the residual is 0.
       Without a projection the values are 0, and the whole feed-forward, which then stays so: ReLU has no slope there.
     - An added projection starts as the identity.
     - A feed-forward behind one block without residual starts as the identity: its bias shifts all it can read to where
@@ -35,10 +36,12 @@ def grow(model: BabyGPT, to: str | BabyGPTConfig, key: Key[Array, ""] | None = N
     if not isinstance(model, BabyGPT):
         raise ConfigError(f"only networks of the ladder grow, not a {type(model).__name__}")
     config = _preset(to) if isinstance(to, str) else to
-    start = make_model(config, model.token_embedding.embedding.shape[0], jax.random.key(0) if key is None else key)
-    assert isinstance(start, BabyGPT)
-    if obstacle := _obstacle(_Ideas.of(model), _Ideas.of(start)):
+    key = jax.random.key(0) if key is None else key
+    make = partial(make_model, config, model.token_embedding.embedding.shape[0], key)
+    if obstacle := _obstacle(_Ideas.of(model), _Ideas.of(jax.eval_shape(make))):
         raise ConfigError(f"no network of model={config.name} computes what this one does: {obstacle}")
+    start = make()
+    assert isinstance(start, BabyGPT)
     old, new = named_arrays(model), named_arrays(start)
     copies = start.token_embedding.embedding.shape[1] // model.token_embedding.embedding.shape[1]
     grown = new | {name: _copied(array, copies) for name, array in old.items() if "blocks" not in name}

@@ -13,6 +13,8 @@ from babyjax.trainers.job import Job
 
 def grown(job: Job) -> Any:
     """The network of the run `train.grow_from`, grown to the model of this one. Raises `RunError` for other tokens."""
+    import jax
+
     from babyjax.models.grow import grow
     from babyjax.training.run import load_run
     from babyjax.training.step import start_key
@@ -23,7 +25,7 @@ def grown(job: Job) -> Any:
     run = load_run(path)
     if run.tokenizer != job.tokenizer:
         raise RunError(f"train.grow_from={path} was trained with another vocabulary")
-    network = grow(run.model, model, start_key(job.config.train.seed))
+    network = jax.jit(lambda network: grow(network, model, start_key(job.config.train.seed)))(run.model)
     job.say(f"grown from {run.config.model.name} in {path}, step {run.step:,}")
     return network
 

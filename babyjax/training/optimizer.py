@@ -38,9 +38,9 @@ def _muon_axes(model: Any) -> Any:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimiser of a run of `steps` steps; updates are those of the PyTorch optimiser of the same name.
+    """The optimiser of a run of `steps` steps; adamw and sgd update as PyTorch's do.
 
-    Weight decay is decoupled, times the step size of the moment.
+    Weight decay is times the step size of the moment; it is decoupled, but for sgd, where it is part of the gradient.
     """
     rate = config.learning_rate
     if config.schedule != "constant" or config.warmup_steps:

@@ -1,0 +1,153 @@
+"""What is true of every rung: causality, no mixing of rows, and the same numbers however it is compiled."""
+
+from dataclasses import replace
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ladder import LADDER, RUNGS, filled, logits_of, preset, small
+
+from babyjax.errors import ConfigError
+from babyjax.models import make_model
+from babyjax.schema import BabyGPTConfig
+from babyjax.training.objective import sum_nats
+
+V, T = 13, 8
+TOKENS = jax.random.randint(jax.random.key(7), (3, T), 0, V)
+
+
+@pytest.fixture(params=RUNGS)
+def rung(request):
+    """Every rung of the ladder, small."""
+    return small(request.param)
+
+
+def test_no_logit_depends_on_a_later_token(rung):
+    """By gradients: the table row of a token or position reaches the logits from there on, and no earlier ones."""
+    model, tokens = filled(rung, V), jnp.arange(T)[None]
+    part = "position_embedding" if rung.position else "token_embedding"
+
+    def mixed_logits(table, position):
+        moved = jax.tree.map(lambda leaf: leaf, model)
+        getattr(moved, part).embedding[...] = table
+        return moved(tokens)[0, position] @ jnp.arange(1.0, V + 1)
+
+    table = getattr(model, part).embedding[...]
+    gradients = jax.jit(jax.vmap(jax.grad(mixed_logits), (None, 0)))(table, jnp.arange(T))
+    reached = np.abs(np.asarray(gradients)).sum(axis=2)[:, :T] > 0
+    np.testing.assert_array_equal(reached, np.tri(T, dtype=bool) if rung.n_layer else np.eye(T, dtype=bool))
+
+
+def test_rows_of_a_batch_do_not_mix(rung):
+    model, order = filled(rung, V), jnp.array([2, 0, 1])
+    logits = logits_of(model, TOKENS)
+    chex.assert_shape(logits, (3, T, V))
+    chex.assert_trees_all_close(logits_of(model, TOKENS[order]), logits[order], atol=2e-6)
+    chex.assert_trees_all_close(logits_of(model, TOKENS[:1]), logits[:1], atol=2e-6)
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_padding_changes_nothing_before_it(rung, length):
+    model = filled(rung, V)
+    padded = TOKENS.at[:, length:].set(0)
+    cut = logits_of(model, TOKENS[:, :length])
+    chex.assert_trees_all_close(cut, logits_of(model, padded)[:, :length], atol=2e-6)
+
+
+@pytest.mark.parametrize("change", [{"unroll": 2}, {"unroll": 1000}, {"remat": True}])
+def test_scanned_unrolled_and_rematerialised_agree(change):
+    """Also where dropout draws: one key for each block, whatever is compiled together."""
+    config = small("babygpt-v10-dropout", n_layer=4)
+
+    def loss_and_gradient(config):
+        return jax.jit(jax.value_and_grad(sum_nats))(filled(config, V), TOKENS, TOKENS, jax.random.key(3))
+
+    expected, gradient = loss_and_gradient(config)
+    loss, same = loss_and_gradient(replace(config, **change))
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    # Structures differ by the options themselves.
+    for ours, theirs in zip(jax.tree.leaves(same), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["babygpt", "babygpt-v6-blocks", "gpt2"])
+def test_with_and_without_jit(name):
+    model = filled(small(name), V)
+    with jax.disable_jit():
+        logits = model(TOKENS)
+    np.testing.assert_allclose(logits_of(model, TOKENS), logits, atol=1e-5)
+
+
+def parameters_of(config: BabyGPTConfig, vocab_size: int) -> int:
+    """The closed formula, idea by idea."""
+    width, hidden = config.n_embd, config.feed_forward * config.n_embd
+    block = 3 * width * (width + config.attention_bias) + config.projection * width * (width + 1)
+    if hidden:
+        block += hidden * (width + 1) + config.projection * width * (hidden + 1)
+    block += config.norm * 2 * width * (1 + bool(hidden))
+    head = (not config.tied) * width * vocab_size + config.bias * vocab_size
+    ends = width * (vocab_size + config.position * config.block_size) + config.norm * 2 * width
+    return ends + config.n_layer * block + head
+
+
+@pytest.mark.parametrize("name", LADDER)
+def test_parameters_are_those_of_the_closed_formula(name):
+    config = preset(name)
+    shapes = jax.eval_shape(lambda: make_model(config, 65, jax.random.key(0)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert count == parameters_of(config, config.vocab_size or 65)
+    published = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
+    assert count == published.get(name, count)
+
+
+def test_bfloat16_keeps_parameters_and_logits_in_float32(rung):
+    full, half = filled(rung, V), filled(replace(rung, dtype="bfloat16"), V)
+    logits = logits_of(half, TOKENS)
+    chex.assert_type([logits, *jax.tree.leaves(half)], jnp.float32)
+    expected = logits_of(full, TOKENS)
+    assert 0 < float(jnp.abs(logits - expected).max()) < 0.05 * float(jnp.abs(expected).max())
+
+
+def test_dropout_needs_a_key_and_draws_anew_with_each():
+    model = filled(small("babygpt-v10-dropout"), V)
+    silent, one, same, two = (model(TOKENS, dropout_key=key) for key in (None, *map(jax.random.key, (1, 1, 2))))
+    chex.assert_trees_all_equal(one, same)
+    chex.assert_trees_all_close(silent, logits_of(model, TOKENS), atol=2e-6)
+    assert (one != two).any()
+    assert (one != silent).any()
+
+
+def test_more_tokens_than_a_block_are_refused_where_there_is_one(rung):
+    model, tokens = filled(rung, V), jnp.zeros((1, T + 1), jnp.int32)
+    if model.receptive_field == 1:
+        assert model(tokens).shape == (1, T + 1, V)
+    else:
+        with pytest.raises(ConfigError, match="9 tokens do not fit a block of 8"):
+            model(tokens)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"n_embd": 30}, "4 heads cannot share a width of 30"),
+        ({"n_embd": 0}, "heads cannot share a width of 0"),
+        ({"projection": False}, "wider than the embedding needs a projection"),
+        ({"vocab_size": 12}, "no room for the 13 tokens"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(change, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        make_model(preset("babygpt-v9-layernorm", **change), V, jax.random.key(0))
+
+
+def test_gpt2_starts_as_published():
+    model = make_model(preset("gpt2", n_embd=96, n_layer=4, vocab_size=500), V, jax.random.key(0))
+    into, back = model.blocks.attention.query_key_value, model.blocks.attention.projection
+    assert float(model.token_embedding.embedding[...].std()) == pytest.approx(0.02, rel=0.05)
+    assert float(into.kernel[...].std()) == pytest.approx(0.02, rel=0.05)
+    assert float(back.kernel[...].std()) == pytest.approx(0.02 / 8**0.5, rel=0.05)
+    assert not into.bias[...].any()
+    assert model.lm_head is None
+    assert model.lm_head_bias is None
