@@ -4,6 +4,7 @@ Most rungs have a point of their parameters, stated in `grow`, at which they are
 error says why. A wider network of copies follows Net2Net (Chen et al. 2016).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax

@@ -1,48 +1,97 @@
-"""The seed's script in PyTorch, beside ours: same start, same batches, same losses. Needs the `bench` extra."""
+"""Every rung in PyTorch beside ours: same start, same batches, same logits and losses. Needs the `bench` extra."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ladder import RUNGS, filled, logits_of, small
 
 from babyjax import BabyGPT, batch_at
 from babyjax.config import load_config
+from babyjax.schema import AdamWConfig, BabyGPTConfig, SGDConfig
 from babyjax.training.optimizer import make_optimizer
 from babyjax.training.step import init_state, make_advance
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (the bench extra)")
+from experiments import torch_gpt  # noqa: E402
 
-V, STEPS = 65, 100
+V = 65
+TOKENS = jnp.asarray(np.random.default_rng(0).zipf(1.3, 20_000) % V, jnp.int32)
+
+
+def torch_batch(step, shape):
+    return (torch.tensor(np.asarray(part), dtype=torch.long) for part in batch_at(TOKENS, 1, step, *shape))
+
+
+def torch_losses(network, optimizer, config, steps, shape):
+    losses = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = torch_gpt.learning_rate(config, step, steps)
+        inputs, targets = torch_batch(step, shape)
+        loss = torch.nn.functional.cross_entropy(network(inputs).flatten(0, 1), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        if config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def our_losses(model, config, steps, shape):
+    optimizer = make_optimizer(config, steps)
+    state, losses = make_advance(optimizer, 1, *shape)(init_state(model, optimizer), TOKENS, steps)
+    return state.model, losses[:steps]
+
+
+@pytest.mark.parametrize("name", RUNGS)
+def test_logits_and_50_steps_of_adamw_are_pytorchs(name):
+    """With the recipe of the rung, but for dropout, whose draws are its own, and a step size at which v6 is not chaos."""
+    recipe = ("optimizer.warmup_steps=5", "optimizer.learning_rate=1e-3")
+    optimizer_config = load_config([f"model={name}", *recipe]).optimizer
+    assert isinstance(optimizer_config, AdamWConfig)
+    config = small(name, dropout=0.0)
+    model = jax.jit(lambda key: BabyGPT(V, **ideas(config), key=key))(jax.random.key(0))
+    shape = (4, config.block_size)
+    for ours in (model, filled(config, V)):
+        theirs = torch_gpt.TorchGPT.like(ours, config)
+        inputs, _ = torch_batch(0, shape)
+        with torch.no_grad():
+            expected = theirs(inputs).numpy()
+        scale = max(1.0, np.abs(expected).max())
+        np.testing.assert_allclose(logits_of(ours, jnp.asarray(inputs.numpy(), jnp.int32)), expected, atol=1e-5 * scale)
+    network = torch_gpt.TorchGPT.like(model, config)
+    expected = torch_losses(network, torch_gpt.adamw(network, optimizer_config), optimizer_config, 50, shape)
+    _, losses = our_losses(model, optimizer_config, 50, shape)
+    np.testing.assert_allclose(losses, expected, atol=1e-4)
+    assert expected[-1] < expected[0] - 0.1
+
+
+def ideas(config):
+    return {key: value for key, value in vars(config).items() if key not in ("name", "vocab_size")}
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_first_100_losses_are_pytorchs(bias):
-    config = load_config([])
-    tokens = jnp.asarray(np.random.default_rng(0).zipf(1.3, 20_000) % V, jnp.int32)
-    shape = (config.train.batch_size, config.model.block_size)
+def test_the_first_100_losses_of_the_seed_are_pytorchs(bias):
+    config = load_config([f"model.bias={bias}"])
+    assert isinstance(config.model, BabyGPTConfig)
     model = BabyGPT(V, config.model.n_embd, bias=bias, key=jax.random.key(0))
+    network = torch_gpt.TorchGPT.like(model, config.model)
+    shape = (config.train.batch_size, config.model.block_size)
+    expected = torch_losses(network, torch_gpt.adamw(network, config.optimizer), config.optimizer, 100, shape)
+    trained, losses = our_losses(model, config.optimizer, 100, shape)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        trained.lm_head.kernel[...].T, network.head.weight.detach().numpy(), rtol=1e-3, atol=1e-4
+    )
 
-    embedding = torch.nn.Embedding(V, config.model.n_embd)
-    head = torch.nn.Linear(config.model.n_embd, V, bias=bias)
-    with torch.no_grad():
-        embedding.weight.copy_(torch.tensor(np.asarray(model.token_embedding.embedding[...])))
-        head.weight.copy_(torch.tensor(np.asarray(model.lm_head.kernel[...])).T)
-        if bias:
-            head.bias.copy_(torch.tensor(np.asarray(model.lm_head.bias[...])))
-    adamw = torch.optim.AdamW([*embedding.parameters(), *head.parameters()], lr=1e-2)
-    theirs = []
-    for step in range(STEPS):
-        inputs, targets = (
-            torch.tensor(np.asarray(part), dtype=torch.long) for part in batch_at(tokens, 1, step, *shape)
-        )
-        loss = torch.nn.functional.cross_entropy(head(embedding(inputs)).view(-1, V), targets.reshape(-1))
-        adamw.zero_grad()
-        loss.backward()
-        adamw.step()
-        theirs.append(loss.item())
 
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    advance = make_advance(optimizer, 1, *shape)
-    state, ours = advance(init_state(model, optimizer), tokens, STEPS)
-    np.testing.assert_allclose(ours[:STEPS], theirs, rtol=1e-5)
-    np.testing.assert_allclose(state.model.lm_head.kernel[...].T, head.weight.detach().numpy(), rtol=1e-3, atol=1e-4)
+def test_sgd_with_momentum_and_decay_is_pytorchs():
+    config = load_config(["optimizer=sgd", "optimizer.weight_decay=0.01", "optimizer.learning_rate=0.3"]).optimizer
+    assert isinstance(config, SGDConfig)
+    model = filled(small("babygpt"), V)
+    network = torch_gpt.TorchGPT.like(model, small("babygpt"))
+    sgd = torch.optim.SGD(network.parameters(), lr=0.3, momentum=config.momentum, weight_decay=0.01)
+    expected = torch_losses(network, sgd, config, 30, (4, 8))
+    np.testing.assert_allclose(our_losses(model, config, 30, (4, 8))[1], expected, rtol=1e-5)
