@@ -1,13 +1,16 @@
-"""What a recorded result says of where it comes from."""
+"""What the experiments share: fair timing, and what a recorded result says of where it comes from."""
 
 import json
 import os
 import platform
 import shlex
 import sys
+import time
+from collections.abc import Callable
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import jax
@@ -30,6 +33,17 @@ def provenance(module: str) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "versions": versions,
     }
+
+
+def take_turns(rounds: int, **sides: Callable[[], Any]) -> dict[str, float]:
+    """Median seconds of each side, after one round to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds + 1):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            jax.block_until_ready(side())
+            seconds[name].append(time.perf_counter() - start)
+    return {name: median(times[1:]) for name, times in seconds.items()}
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:

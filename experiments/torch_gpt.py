@@ -157,7 +157,7 @@ def learning_rate(config, step: int, steps: int) -> float:
     return low + 0.5 * (1 + math.cos(math.pi * done)) * (config.learning_rate - low)
 
 
-def train(model: TorchGPT, optimizer, config, data: torch.Tensor, steps: int) -> None:
+def train(model, optimizer, config, data: torch.Tensor, steps: int) -> None:
     """nanoGPT's loop: random windows, clipping, a schedule."""
     batch_size, block_size = config.train.batch_size, config.model.block_size
     for step in range(steps):

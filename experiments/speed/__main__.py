@@ -26,7 +26,7 @@ from babyjax.config import load_config
 from babyjax.schema import Config
 from babyjax.training.optimizer import make_optimizer
 from babyjax.training.step import init_state, make_advance, start_key
-from experiments.record import provenance, write_json
+from experiments.record import provenance, take_turns, write_json
 
 HERE = Path(__file__).parent
 N_EMBD = 32
@@ -40,17 +40,6 @@ tokenizer = CharTokenizer.fit(corpus.text)
 counts = count_matrix(tokenizer.encode(corpus.text), tokenizer.vocab_size).block_until_ready()
 print(time.perf_counter() - start)
 """
-
-
-def take_turns(rounds: int, **sides: Callable[[], Any]) -> dict[str, float]:
-    """Median seconds of each side, after one round to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds + 1):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            jax.block_until_ready(side())
-            seconds[name].append(time.perf_counter() - start)
-    return {name: median(times[1:]) for name, times in seconds.items()}
 
 
 def torch_loop(tokens: np.ndarray, vocab_size: int, config: Config) -> Callable[[int], None]:

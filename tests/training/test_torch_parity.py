@@ -47,7 +47,7 @@ def our_losses(model, config, steps, shape):
 
 @pytest.mark.parametrize("name", RUNGS)
 def test_logits_and_50_steps_of_adamw_are_pytorchs(name):
-    """With the recipe of the rung, but for dropout, whose draws are its own, and a step size at which v6 is not chaos."""
+    """By the recipe of the rung, but for dropout, whose draws are its own, and at a step size that v6 can bear."""
     recipe = ("optimizer.warmup_steps=5", "optimizer.learning_rate=1e-3")
     optimizer_config = load_config([f"model={name}", *recipe]).optimizer
     assert isinstance(optimizer_config, AdamWConfig)
