@@ -66,7 +66,7 @@ def _unknown(what: str, given: str, known: list[str]) -> ConfigError:
     same_name = [key for key in known if key.rpartition(".")[2] == given.rpartition(".")[2]]
     close = same_name or difflib.get_close_matches(given, known, n=1)
     siblings = [key for key in known if "." not in key or key.partition(".")[0] == given.partition(".")[0]]
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(siblings))}"
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(siblings)}"
     return ConfigError(f"unknown {what} {given!r}; {hint}")
 
 

@@ -81,7 +81,7 @@ USAGE_ERRORS = [
     ("evaluate", "run_dir=DIR is missing"),
     ("sample run_dir=RUN prompt=", "prompt= is empty"),
     ("sample run_dir=RUN promt=a", "unknown option 'promt'; did you mean prompt?"),
-    ("evaluate run_dir=RUN format=xml", "unknown value of format: 'xml'; there are json, text"),
+    ("evaluate run_dir=RUN format=xml", "unknown value of format: 'xml'; there are text, json"),
 ]
 
 FAILURES = [

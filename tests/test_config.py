@@ -1,10 +1,9 @@
-from dataclasses import fields
+from dataclasses import MISSING, asdict, fields, replace
 
 import pytest
 import yaml
 
 from babyjax.config import (
-    CONF,
     choices_of,
     differences,
     load_config,
@@ -13,7 +12,7 @@ from babyjax.config import (
     save_config,
 )
 from babyjax.errors import ConfigError, RunError
-from babyjax.schema import GROUPS, BigramConfig, SyntheticConfig
+from babyjax.schema import GROUPS, BigramConfig, LionConfig, SyntheticConfig
 
 
 def test_defaults_are_the_seeds():
@@ -31,14 +30,77 @@ def test_defaults_are_the_seeds():
     assert config.run_dir == "checkpoints/babygpt-pydocs"
 
 
-def test_every_group_file_fits_its_schema_and_every_schema_has_a_file():
+def test_every_choice_is_of_a_family_and_every_family_has_a_choice():
     for group, schemas in GROUPS.items():
-        assert choices_of(group) == sorted(schemas)
-        for name in schemas:
-            assert set(yaml.safe_load((CONF / group / f"{name}.yaml").read_text())) == {
-                item.name for item in fields(schemas[name])
-            }
-            assert getattr(load_config([f"{group}={name}"]), group).name == name
+        choices = choices_of(group)
+        assert {name.partition("-")[0] for name in choices} == set(schemas)
+        for name in choices:
+            chosen = getattr(load_config([f"{group}={name}"]), group)
+            assert (chosen.name, type(chosen)) == (name, schemas[name.partition("-")[0]])
+
+
+def test_a_rung_adds_its_idea_to_the_rung_below():
+    """The ladder as it was published: what each of v2 to v10 says of the model that the one before does not."""
+    added = {
+        "babygpt-v2-position": {"position": True},
+        "babygpt-v3-attention": {"n_layer": 1, "n_head": 1},
+        "babygpt-v4-multihead": {"n_head": 4},
+        "babygpt-v5-feedforward": {"feed_forward": 1},
+        "babygpt-v6-blocks": {"n_layer": 3, "unroll": 3},
+        "babygpt-v7-residual": {"residual": True},
+        "babygpt-v8-projection": {"projection": True, "feed_forward": 4},
+        "babygpt-v9-layernorm": {"norm": True},
+        "babygpt-v10-dropout": {"dropout": 0.2},
+        "babygpt-v11": {"block_size": 256, "n_embd": 384, "n_head": 6, "n_layer": 6, "unroll": 6},
+        "babygpt-v12": {},
+    }
+    assert ["babygpt", *added, "bigram"] == [name for name in choices_of("model") if name.startswith("b")]
+    expected = load_config(["model=babygpt"])
+    for name, ideas in added.items():
+        expected = replace(expected, model=replace(expected.model, name=name, **ideas), run_dir="")
+        if name == "babygpt-v11":
+            expected.train.batch_size = 64
+            expected.optimizer = load_config(["optimizer=adamw-3e-4"]).optimizer
+        assert replace(load_config([f"model={name}"]), run_dir="") == expected
+
+
+def test_a_preset_brings_its_recipe_and_the_command_line_has_the_last_word():
+    tiny = load_config(["model=gpt-tiny"])
+    assert (tiny.model.block_size, tiny.model.n_embd, tiny.model.n_layer, tiny.model.n_head) == (64, 128, 4, 4)
+    assert (tiny.train.batch_size, tiny.train.steps) == (12, 2000)
+    assert (tiny.optimizer.schedule, tiny.optimizer.learning_rate) == ("cosine", 2e-3)
+    other = load_config(["model=gpt-tiny", "optimizer=lion", "train.batch_size=3", "model.n_head=2"])
+    assert isinstance(other.optimizer, LionConfig)
+    assert (other.train.batch_size, other.model.n_head, other.model.n_embd) == (3, 2, 128)
+    gpt2 = load_config(["model=gpt2-xl"]).model
+    assert (gpt2.n_embd, gpt2.n_layer, gpt2.n_head, gpt2.block_size, gpt2.vocab_size) == (1600, 48, 25, 1024, 50257)
+
+
+def test_a_run_kept_before_an_option_was_there_is_what_it_was(tmp_path):
+    """Such an option has a default in the schema, and its value in conf/ is that of the runs before, but one."""
+    config = load_config([])
+    kept = asdict(config)
+    for part in ("model", "optimizer", "train"):
+        for item in fields(getattr(config, part)):
+            if item.default is not MISSING:
+                del kept[part][item.name]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(kept))
+    loaded = load_saved_config(tmp_path / "config.yaml")
+    assert loaded.train.eval_tokens is None
+    loaded.train.eval_tokens = config.train.eval_tokens
+    assert loaded == config
+    del kept["model"]["n_embd"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(kept))
+    with pytest.raises(RunError, match="is not the configuration of a run"):
+        load_saved_config(tmp_path / "config.yaml")
+
+
+def test_a_schedule_binds_the_steps_of_a_run():
+    """Going on after the end of a cosine would be another run; a constant step size has no end."""
+    ours, theirs = (load_config(["model=gpt-tiny", f"train.steps={steps}"]) for steps in (9, 5))
+    assert differences(ours, theirs) == ["train.steps is 5 there, 9 here"]
+    ours, theirs = (load_config(["model=babygpt-v9-layernorm", f"train.steps={steps}"]) for steps in (9, 5))
+    assert differences(ours, theirs) == []
 
 
 def test_options_are_read_by_their_type():
@@ -75,7 +137,7 @@ def test_text_is_taken_as_it_is_and_survives_saving(tmp_path, path):
     ("arguments", "complaint"),
     [
         (["model=babygtp"], "unknown model 'babygtp'; did you mean babygpt?"),
-        (["model=xyz"], "unknown model 'xyz'; there are babygpt, bigram"),
+        (["model=xyz"], "unknown model 'xyz'; there are babygpt, babygpt-v2-position, .*, gpt2-xl"),
         (["data="], "unknown data ''; there are pydocs, shakespeare, synthetic"),
         (["model.n_embdd=3"], "unknown option 'model.n_embdd'; did you mean model.n_embd?"),
         (["n_embd=3"], "unknown option 'n_embd'; did you mean model.n_embd?"),
@@ -91,7 +153,7 @@ def test_text_is_taken_as_it_is_and_survives_saving(tmp_path, path):
         (["train.steps="], "train.steps= is not an integer"),
         (["optimizer.learning_rate=fast"], "optimizer.learning_rate=fast is not a number"),
         (["model.bias=perhaps"], "model.bias=perhaps is not true or false"),
-        (["data.tokenizer=bpe"], "unknown value of data.tokenizer: 'bpe'; there are byte, char"),
+        (["data.tokenizer=bpe"], "unknown value of data.tokenizer: 'bpe'; there are char, byte"),
         (["train.steps=0"], r"train.steps=0 is out of range; it must lie in \[1, 2e9\]"),
         (["train.batch_size=-1"], "train.batch_size=-1 is out of range"),
         (["train.seed=99999999999999999999"], "train.seed=99999999999999999999 is out of range"),
@@ -101,6 +163,11 @@ def test_text_is_taken_as_it_is_and_survives_saving(tmp_path, path):
         (["optimizer.weight_decay=inf"], "optimizer.weight_decay=inf is out of range"),
         (["optimizer.beta1=1"], r"optimizer.beta1=1.0 is out of range; it must lie in \[0, 1\)"),
         (["optimizer.eps=0"], "optimizer.eps=0.0 is out of range"),
+        (["model=babygpt-v10"], "unknown model 'babygpt-v10'; did you mean babygpt-v"),
+        (["model.dropout=1"], "model.dropout=1.0 is out of range"),
+        (["model.activation=swish"], "unknown value of model.activation: 'swish'; there are relu, gelu"),
+        (["optimizer.schedule=cosin"], "unknown value of optimizer.schedule: 'cosin'; did you mean cosine?"),
+        (["model.vocab_size=few"], "model.vocab_size=few is not an integer"),
     ],
 )
 def test_a_wrong_option_gets_one_sentence(arguments, complaint):
@@ -119,7 +186,7 @@ def test_a_wrong_option_gets_one_sentence(arguments, complaint):
         lambda text: text.replace("n_embd: 32", "n_embd: wide"),
         lambda text: text.replace("n_embd: 32", "n_embd: 1.5"),
         lambda text: text.replace("n_embd: 32", "n_embd: -1"),
-        lambda text: text.replace("name: babygpt", "name: gpt-5"),
+        lambda text: text.replace("name: babygpt", "name: rnn-5"),
         lambda text: text.replace("overwrite: false\n", ""),
         lambda text: text + "extra: 1\n",
     ],
@@ -142,8 +209,8 @@ def test_differences_name_what_keeps_one_run_from_continuing_another():
 
 
 def test_every_option_explains_itself():
-    for group, schemas in GROUPS.items():
-        for name in schemas:
+    for group in GROUPS:
+        for name in choices_of(group):
             for key, option in options_of(load_config([f"{group}={name}"])).items():
                 assert option.help, key
                 if option.type in (int, float):

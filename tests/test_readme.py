@@ -31,7 +31,7 @@ def test_both_give_the_same_commands():
     assert all("pip install" in command and command.count("\n") == 1 for command in ours[:2])
 
 
-@pytest.mark.parametrize("experiment", ["speed", "counts"])
+@pytest.mark.parametrize("experiment", ["speed", "counts", "gpt_speed"])
 def test_the_figures_are_those_on_record(experiment):
     recorded = (ROOT / "experiments" / experiment / "results.md").read_text(encoding="utf-8").strip()
     assert recorded in ENGLISH

@@ -29,8 +29,8 @@ def sample_token(
     logits: Float[Array, " V"],
     temperature: Float[Array, ""] | float,
     top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
+    top_p: Float[Array, ""] | float | None = None,
+    min_p: Float[Array, ""] | float | None = None,
 ) -> Int[Array, ""]:
     """A token drawn from softmax(logits / temperature); the likeliest at temperature 0.
 

@@ -1,12 +1,14 @@
 """How fast do the upper rungs train and decode, beside PyTorch doing the same on the same device?
 
-    python -m experiments.gpt_speed [songci.txt]
+    python -m experiments.gpt_speed tinyshakespeare.txt     # on a CPU
+    python -m experiments.gpt_speed songci.txt              # on a GPU
 
-On a CPU: gpt-tiny's training step in float32, beside PyTorch eager; sampling with a cache, beside a PyTorch loop with
-a cache and beside ourselves without one. On a GPU: v12 on the text given and gpt2 at a block of 1,024, in bfloat16,
-beside torch.compile with scaled_dot_product_attention, as tokens/s and as model-FLOPs utilisation; and the same
-sampling. Each pair takes turns in one process; medians of rounds after the first. Needs the `bench` extra. Writes
-results.json and results.md beside this file, on a GPU results_gpu.json and results_gpu.md.
+On a CPU: gpt-tiny's training step in float32 on the text given, beside PyTorch eager, and what its 2000 steps reach;
+sampling with a cache, beside a PyTorch loop with a cache and beside ourselves without one. On a GPU: v12 on the text
+given and gpt2 at a block of 1,024, in bfloat16, beside torch.compile with scaled_dot_product_attention, as tokens/s and
+as model-FLOPs utilisation; and the same sampling. Each pair takes turns in one process; medians of rounds after the
+first. Needs the `bench` extra. Writes results.json and results.md beside this file, on a GPU results_gpu.json and
+results_gpu.md.
 """
 
 import sys
@@ -21,7 +23,16 @@ import numpy as np
 import torch
 from flax import nnx
 
-from babyjax import CharTokenizer, generate, init_state, make_advance, read_corpus, split_tokens
+from babyjax import (
+    CharTokenizer,
+    ContextEvaluator,
+    Split,
+    generate,
+    init_state,
+    make_advance,
+    read_corpus,
+    split_tokens,
+)
 from babyjax.config import load_config
 from babyjax.models import make_model
 from babyjax.schema import BabyGPTConfig
@@ -124,18 +135,43 @@ def random_text(vocab_size: int, length: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, vocab_size, length).astype(np.int32)
 
 
+def whole_run(split: Split, tokenizer: CharTokenizer) -> dict[str, Any]:
+    """What gpt-tiny's recipe reaches: its loss on the whole validation split, each token from 33 tokens or more."""
+    config, stride = load_config(["model=gpt-tiny"]), 32
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    state = jax.jit(lambda: init_state(make_model(config.model, tokenizer.vocab_size, start_key(0)), optimizer))()
+    tokens = jnp.asarray(split.train)
+    advance = make_advance(optimizer, 0, config.train.batch_size, config.model.block_size).lower(state, tokens, 1)
+    advance = advance.compile()
+    start = time.perf_counter()
+    for _ in range(config.train.steps // 100):
+        state, _ = jax.block_until_ready(advance(state, tokens, 100))
+    seconds = time.perf_counter() - start
+    loss = ContextEvaluator(split, tokenizer.byte_lengths, config.model.block_size, stride)(state.model, ["val"])["val"]
+    return {
+        "steps": config.train.steps,
+        "seconds": seconds,
+        "stride": stride,
+        "tokens": loss.tokens,
+        "val_nats_per_token": loss.per_token,
+        "standard_error": loss.standard_error,
+    }
+
+
 def main() -> None:
     results: dict[str, Any] = provenance("experiments.gpt_speed")
+    corpus = read_corpus(sys.argv[1])
+    tokenizer = CharTokenizer.fit(corpus.text)
+    split = split_tokens(tokenizer.encode(corpus.text))
+    results |= {"corpus": corpus.name, "sha256": corpus.sha256}
     if ON_GPU:
-        corpus = read_corpus(sys.argv[1])
-        tokenizer = CharTokenizer.fit(corpus.text)
-        tokens = split_tokens(tokenizer.encode(corpus.text)).train
         trained = [
-            training(["model=babygpt-v12", "model.dtype=bfloat16"], tokens, tokenizer.vocab_size, 50, 5),
+            training(["model=babygpt-v12", "model.dtype=bfloat16"], split.train, tokenizer.vocab_size, 50, 5),
             training(["model=gpt2", "train.batch_size=32"], random_text(50_257, 1_000_000), 50_257, 10, 5),
         ]
     else:
-        trained = [training(["model=gpt-tiny"], random_text(65, 1_000_000), 65, 5, 40)]
+        trained = [training(["model=gpt-tiny"], split.train, tokenizer.vocab_size, 5, 40)]
+        results["gpt_tiny"] = whole_run(split, tokenizer)
     sampled = [
         sampling("gpt-tiny", 65, 1, 63, 10, uncached=False),
         sampling("gpt-tiny", 65, 16, 63, 10, uncached=False),
@@ -178,6 +214,14 @@ def table(results: dict[str, Any]) -> str:
             f"| {row['model']}, V = {row['vocab_size']:,} | {row['batch']} | {row['length']} "
             f"| {row['babyjax_ms_per_token']:.3f} | {beside} | {row['other_ms_per_token']:.3f} | {row['ratio']:.1f} x |"
         )
+    if "gpt_tiny" in results:
+        run = results["gpt_tiny"]
+        lines += [
+            "",
+            f"gpt-tiny on {results['corpus']}, {run['steps']:,} steps: val {run['val_nats_per_token']:.4f} "
+            f"+-{run['standard_error']:.4f} nats per token over all {run['tokens']:,} (stride {run['stride']}), "
+            f"{run['seconds']:.0f} s after compilation.",
+        ]
     return "\n".join(lines) + "\n"
 
 

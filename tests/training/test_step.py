@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ladder import filled, small
 
 from babyjax import BabyGPT, batch_at
 from babyjax.config import load_config
-from babyjax.errors import DivergenceError
+from babyjax.errors import ConfigError, DivergenceError
 from babyjax.training.loop import dispatches
 from babyjax.training.optimizer import make_optimizer
-from babyjax.training.step import MAX_STEPS_PER_DISPATCH, init_state, make_advance, start_key, train_step
+from babyjax.training.step import MAX_STEPS_PER_DISPATCH, dropout_key, init_state, make_advance, start_key, train_step
 
 V = 7
 OPTIMIZER = make_optimizer(load_config([]).optimizer, 5000)
@@ -101,3 +102,36 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step():
     with pytest.raises(DivergenceError, match=r"the loss became nan at step 10; a lower optimizer\.learning_rate"):
         for _ in dispatches(diverge, fresh_state(), TOKENS, 100, 100):
             pass
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_gives_the_step_of_the_whole(parts):
+    optimizer = make_optimizer(load_config(["optimizer=sgd"]).optimizer, 10)
+    state = init_state(filled(small("babygpt-v9-layernorm"), V), optimizer)
+    batch = batch_at(TOKENS, 1, 0, 4, 8)
+    step = jax.jit(lambda state, parts: train_step(state, batch, optimizer, accumulation=parts), static_argnums=1)
+    whole, loss = step(state, 1)
+    after, same_loss = step(state, parts)
+    assert float(same_loss) == pytest.approx(float(loss), rel=1e-6)
+    chex.assert_trees_all_close(after.model, whole.model, rtol=1e-5, atol=1e-6)
+
+
+def test_parts_and_steps_drop_out_differently():
+    model = filled(small("babygpt-v10-dropout"), V)
+    optimizer = make_optimizer(load_config(["optimizer=sgd"]).optimizer, 10)
+    inputs, targets = (jnp.tile(part[:1], (4, 1)) for part in batch_at(TOKENS, 1, 0, 4, 8))
+    step = jax.jit(
+        lambda key, parts: train_step(init_state(model, optimizer), (inputs, targets), optimizer, key, parts)[1],
+        static_argnums=1,
+    )
+    losses = [float(step(dropout_key(0, number), parts)) for number in (0, 1) for parts in (1, 2, 4)]
+    assert len(set(losses)) == 6
+    keys = {bytes(np.asarray(jax.random.key_data(dropout_key(0, number)))) for number in range(1000)}
+    batches = {bytes(np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.key(0), n)))) for n in range(1000)}
+    assert len(keys) == 1000
+    assert not keys & (batches | {bytes(np.asarray(jax.random.key_data(start_key(0))))})
+
+
+def test_a_batch_without_equal_parts_is_refused():
+    with pytest.raises(ConfigError, match="a batch of 4 has not 3 equal parts"):
+        make_advance(OPTIMIZER, seed=1, batch_size=4, block_size=5, accumulation=3)
