@@ -129,7 +129,7 @@ class TrainConfig:
     seed: int = option("seed of the start and the batches", interval=SEED)
     eval_interval: int = option("steps between evaluations", interval=SIZE, free=True)
     eval_tokens: int | None = option(
-        "tokens of each split a model of many tokens is evaluated on as it trains (none: all)", None, interval=SIZE
+        "tokens of each split to watch a model of many tokens by (none: all)", None, interval=SIZE
     )
     grow_from: str | None = option("run whose network this one, a larger, starts as (none: at random)", None)
     accumulation: int = option("parts a batch is computed in, to need less memory", 1, interval=SIZE)

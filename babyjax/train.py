@@ -3,6 +3,7 @@
 import signal
 import threading
 from contextlib import contextmanager
+from textwrap import fill
 
 from rich.console import Console
 
@@ -22,7 +23,9 @@ def help_text(argv: list[str]) -> str:
     groups = []
     for group in GROUPS:
         here = getattr(config, group).name
-        groups.append(f"  {group:9}  {', '.join(name + '*' * (name == here) for name in choices_of(group))}")
+        choices = ", ".join(name + "*" * (name == here) for name in choices_of(group))
+        first, rest = f"  {group:9}  ", " " * 13
+        groups.append(fill(choices, 100, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False))
     return "\n".join(
         (
             "usage: python -m babyjax.train [group=choice ...] [key=value ...]",
@@ -39,6 +42,7 @@ def help_text(argv: list[str]) -> str:
             "for example",
             "  python -m babyjax.train model=babygpt",
             "  python -m babyjax.train model=babygpt trainer=counts",
+            "  python -m babyjax.train model=gpt-tiny data.path=my.txt",
             "  python -m babyjax.train model=bigram data.path=my.txt run_dir=checkpoints/mine",
         )
     )

@@ -105,11 +105,18 @@ Cached = Float[Array, "B H S K"]
 def attend(q: Heads, k: Heads, v: Heads, rate: float, key: Key[Array, ""] | None) -> Heads:
     """Causal attention, softmax(q k^T / sqrt(K)) v; with a key weights are dropped with probability `rate`."""
     dropping = key is not None and rate > 0
-    if jax.default_backend() == "gpu" and not dropping:
-        implementation = "cudnn" if q.dtype == jnp.bfloat16 else "xla"
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
+    if not dropping and _in_reach_of_cudnn(q):
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
     seen = jnp.tri(q.shape[1], dtype=bool)
     return _mix(q, k.swapaxes(1, 2), v.swapaxes(1, 2), seen, (lambda w: dropout(w, rate, key)) if dropping else None)
+
+
+def _in_reach_of_cudnn(q: Heads) -> bool:
+    """Whether cuDNN has a fused kernel: bfloat16, an NVIDIA GPU from Ampere on, heads of 8 to 128 by 8."""
+    device = jax.devices()[0]
+    if device.platform != "gpu" or "NVIDIA" not in device.device_kind or q.dtype != jnp.bfloat16:
+        return False
+    return float(device.compute_capability) >= 8 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
 
 
 def attend_cached(q: Heads, keys: Cached, values: Cached, columns: Int[Array, "B T"]) -> Heads:
