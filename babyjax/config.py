@@ -15,7 +15,7 @@ import yaml
 
 from babyjax.errors import ConfigError, RunError
 from babyjax.files import replace_file
-from babyjax.schema import GROUPS, Config, DataConfig
+from babyjax.schema import GROUPS, BabyGPTConfig, Config, DataConfig
 
 CONF = Path(__file__).parent / "conf"
 
@@ -161,6 +161,12 @@ def load_config(argv: list[str]) -> Config:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("config", [f"{group}={choice}" for group, choice in chosen.items()])
     config = _with_arguments(_build(Config, OmegaConf.to_container(composed)), arguments, tuple(GROUPS))
+    if isinstance(config.model, BabyGPTConfig) and not config.model.n_layer:
+        for name in BabyGPTConfig.OF_BLOCKS:
+            if (key := f"model.{name}") in arguments:
+                raise ConfigError(
+                    f"{key}= is for models with blocks, and {config.model.name} has none: model.n_layer=0"
+                )
     if config.data.path is not None:
         config.data = DataConfig(Path(config.data.path).stem, config.data.path, config.data.tokenizer)
     if not config.run_dir:

@@ -39,9 +39,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """The evaluation of a run, as `format=json` prints it. `bigram_floor` is in nats per token.
 
-    `least_context` is the fewest tokens any but the first of a split is predicted from. The standard error takes the
-    tokens, or the windows of a model of many tokens, for independent draws. Raises `ConfigError` for a stride that does
-    not fit the model.
+    `least_context` is the fewest tokens any past the first block of a split is predicted from. The standard error
+    takes the tokens, or the windows of a model of many tokens, for independent draws. Raises `ConfigError` for a
+    stride that does not fit the model.
     """
     from babyjax.data.batches import split_tokens
     from babyjax.training.evaluation import ContextEvaluator

@@ -4,7 +4,7 @@ An option with a default here came after runs had been kept without it: the defa
 """
 
 from dataclasses import MISSING, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 SIZE, SEED = "[1, 2e9]", "[0, 2e9]"
 
@@ -52,10 +52,22 @@ class BabyGPTConfig(ModelConfig):
     unroll: int = option("blocks compiled as one, for speed", 1, interval="[1, 1000]", free=True)
     remat: bool = option("compute activations twice, to keep fewer", False, free=True)
 
+    # What has no meaning without blocks.
+    OF_BLOCKS: ClassVar = (
+        "n_head",
+        "feed_forward",
+        "activation",
+        "residual",
+        "projection",
+        "dropout",
+        "attention_bias",
+    )
+
     @property
     def is_v1(self) -> bool:
-        """Whether this is an embedding and a linear head and nothing else."""
-        return not (self.position or self.n_layer or self.norm or self.tied or self.vocab_size)
+        """Whether this is an embedding and a linear head in float32 and nothing else."""
+        ideas = self.position or self.n_layer or self.norm or self.tied or self.vocab_size
+        return not ideas and self.dtype == "float32"
 
 
 @dataclass
@@ -100,7 +112,7 @@ class LionConfig(OptimizerConfig):
 @dataclass(kw_only=True)
 class MuonConfig(OptimizerConfig):
     momentum: float = option("decay of the momentum of a matrix", interval="[0, 1)")
-    adam_learning_rate: float = option("step size of all that is not a matrix", interval="[0, 1e6]")
+    adam_learning_rate: float = option("step size of all but the matrices of blocks", interval="[0, 1e6]")
 
 
 @dataclass(kw_only=True)
@@ -129,7 +141,7 @@ class TrainConfig:
     seed: int = option("seed of the start and the batches", interval=SEED)
     eval_interval: int = option("steps between evaluations", interval=SIZE, free=True)
     eval_tokens: int | None = option(
-        "tokens of each split to watch a model of many tokens by (none: all)", None, interval=SIZE
+        "tokens of each split to watch a model of many tokens by (none: all)", None, interval=SIZE, free=True
     )
     grow_from: str | None = option("run whose network this one, a larger, starts as (none: at random)", None)
     accumulation: int = option("parts a batch is computed in, to need less memory", 1, interval=SIZE)

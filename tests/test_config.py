@@ -87,6 +87,7 @@ def test_a_run_kept_before_an_option_was_there_is_what_it_was(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(kept))
     loaded = load_saved_config(tmp_path / "config.yaml")
     assert loaded.train.eval_tokens is None
+    assert differences(config, loaded) == []
     loaded.train.eval_tokens = config.train.eval_tokens
     assert loaded == config
     del kept["model"]["n_embd"]
@@ -163,9 +164,13 @@ def test_text_is_taken_as_it_is_and_survives_saving(tmp_path, path):
         (["optimizer.weight_decay=inf"], "optimizer.weight_decay=inf is out of range"),
         (["optimizer.beta1=1"], r"optimizer.beta1=1.0 is out of range; it must lie in \[0, 1\)"),
         (["optimizer.eps=0"], "optimizer.eps=0.0 is out of range"),
+        (["model.dropout=0.1"], "model.dropout= is for models with blocks, and babygpt has none"),
         (["model=babygpt-v10"], "unknown model 'babygpt-v10'; did you mean babygpt-v"),
-        (["model.dropout=1"], "model.dropout=1.0 is out of range"),
-        (["model.activation=swish"], "unknown value of model.activation: 'swish'; there are relu, gelu"),
+        (["model.n_layer=1", "model.dropout=1"], "model.dropout=1.0 is out of range"),
+        (
+            ["model.n_layer=1", "model.activation=swish"],
+            "unknown value of model.activation: 'swish'; there are relu, gelu",
+        ),
         (["optimizer.schedule=cosin"], "unknown value of optimizer.schedule: 'cosin'; did you mean cosine?"),
         (["model.vocab_size=few"], "model.vocab_size=few is not an integer"),
     ],

@@ -120,11 +120,16 @@ def test_a_run_grows_from_another(knock, tmp_path, text):
         (("model=babygpt-v8-projection", "train.grow_from=nowhere"), 1, "there is no run in"),
         (("model=babygpt", "trainer=counts", "train.grow_from=small"), 2, "counting has no start"),
         (("model=bigram", "train.grow_from=small"), 2, "counting has no start"),
-        (("model=babygpt-v7-residual", "trainer=counts"), 2, "trainer=counts trains model=babygpt, v1"),
+        (("model=babygpt-v7-residual", "trainer=counts"), 2, "trainer=counts trains v1 in float32"),
         (("model=babygpt-v8-projection", "data.path=other.txt", "train.grow_from=small"), 1, "another vocabulary"),
+        (("model.dtype=bfloat16", "trainer=counts"), 2, "trainer=counts trains v1 in float32"),
         (("model=gpt2", "model.vocab_size=5"), 2, "model.vocab_size=5 has no room for the 23 tokens"),
         (("model=babygpt-v4-multihead", "model.n_head=5"), 2, "5 heads cannot share a width of 32"),
-        (("model=gpt-tiny", "train.accumulation=5"), 2, "train.accumulation=5 must divide train.batch_size=12"),
+        (
+            ("model=gpt-tiny", "train.accumulation=5"),
+            2,
+            "a batch of 12 has not 5 equal parts; change train.accumulation",
+        ),
     ],
 )
 def test_what_cannot_be_trained_gets_one_sentence(knock, tmp_path, text, arguments, status, complaint):

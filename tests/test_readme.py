@@ -50,6 +50,16 @@ def test_what_is_said_of_the_frontier_is_on_record():
             assert float(gap) == float(f"{gaps[int(width)]:.2g}")
 
 
+def test_what_is_said_of_growth_is_on_record():
+    pairs = json.loads((ROOT / "experiments" / "growth" / "results.json").read_text(encoding="utf-8"))["pairs"]
+
+    def mean(pair, start, share):
+        return sum(run[start][int(share * len(run[start])) - 1] for run in pair["runs"])
+
+    assert all(mean(pair, "grown", 1) < mean(pair, "random", 0.5) for pair in pairs)
+    assert [mean(pair, "random", 1) < mean(pair, "grown", 1) for pair in pairs] == [False] + [True] * 5
+
+
 def test_the_program_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "program.py").write_text(blocks(ENGLISH, "python")[0], encoding="utf-8")

@@ -37,7 +37,7 @@ def sample_token(
     Drawn among the `top_k` likeliest; of these among the fewest likeliest that hold `top_p` of the probability
     (Holtzman et al. 2020); of these among those at least `min_p` times as likely as the likeliest (Nguyen et al. 2024).
     """
-    logits = logits / jnp.where(temperature > 0, temperature, 1.0)
+    logits = (logits - logits.max()) / jnp.where(temperature > 0, temperature, 1.0)
     tokens = None
     if top_k is not None or top_p is not None:
         logits, tokens = jax.lax.top_k(logits, min(top_k or logits.shape[-1], logits.shape[-1]))  # of equals, the first

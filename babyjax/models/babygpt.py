@@ -4,6 +4,7 @@ Read it from the bottom up: `BabyGPT.__call__` is what it computes.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from babyjax.models.layers import Cached, Embedding, Heads, LayerNorm, Linear, a
 # Mixes positions: queries, keys and values to what the heads say. The third kind of argument is a key for dropout.
 Mix = Callable[[Heads, Heads, Heads, Key[Array, ""] | None], Heads]
 GPT2_STD = 0.02
+ACTIVATIONS = {"relu": jax.nn.relu, "gelu": partial(jax.nn.gelu, approximate=True)}
 
 
 class Attention(nnx.Module):
@@ -46,7 +48,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         y = self.hidden(x)
-        y = jax.nn.relu(y) if self.activation == "relu" else jax.nn.gelu(y, approximate=True)
+        y = ACTIVATIONS[self.activation](y)
         return y if self.projection is None else self.projection(y)
 
 
@@ -180,7 +182,8 @@ class BabyGPT(nnx.Module):
         Raises `ConfigError` for more tokens than a block has.
         """
         length = tokens.shape[1]
-        if self.receptive_field > 1 and length > self.block_size:
+        bounded = self.blocks is not None or self.position_embedding is not None
+        if bounded and length > self.block_size:
             raise ConfigError(f"{length} tokens do not fit a block of {self.block_size}")
         x = self._embed(tokens)
         if self.blocks is not None:

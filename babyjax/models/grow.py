@@ -22,7 +22,8 @@ Arrays = dict[str, Array]
 
 
 def grow(model: nnx.Module, to: str | BabyGPTConfig, key: Key[Array, ""] | None = None) -> BabyGPT:
-    """The network `to` describes, a preset's name or options, at a point where its logits are those of `model`.
+    """The network `to` describes, a preset's name or options, at a point where its logits are those of `model`,
+    to the precision of the products (`dtype`).
 
     - A position embedding starts at 0; rows for longer blocks are new.
     - Added blocks, feed-forwards, heads and hidden units are silent: the projection adding them to the residual is 0.
@@ -146,8 +147,11 @@ def _obstacle(old: _Ideas, new: _Ideas) -> str | None:
     if old.hidden and old.activation != new.activation:
         return f"{new.activation} is not {old.activation}"
     only_replaced = new.hidden and not old.hidden and not new.residual
-    if only_replaced and (new.n_layer > 1 or new.projection or new.activation != "relu" or not new.bias):
-        return "a feed-forward that replaces what it reads is the identity only of ReLU and before a head with a bias"
+    linear_head = new.bias and not (new.norm or new.tied)
+    if only_replaced and (new.n_layer > 1 or new.projection or new.activation != "relu" or not linear_head):
+        return (
+            "a feed-forward that replaces what it reads is the identity only of ReLU and before v1's head with a bias"
+        )
     return None
 
 

@@ -25,7 +25,7 @@ def train_by_solving(job: Job, first_step: int, stopped: list[int], argv: list[s
     assert isinstance(trainer, CountsConfig)
     if not (isinstance(model, BabyGPTConfig) and model.is_v1):
         raise ConfigError(
-            f"trainer=counts trains model=babygpt, v1, whose loss the pair counts determine; not {model.name}"
+            "trainer=counts trains v1 in float32, whose loss the pair counts determine, and no other model than that"
         )
     vocab_size = job.tokenizer.vocab_size
     smoothing = 1 / vocab_size if trainer.smoothing is None else trainer.smoothing

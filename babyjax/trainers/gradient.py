@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from babyjax.door import command_line
-from babyjax.errors import ConfigError, RunError
+from babyjax.errors import RunError
 from babyjax.progress import TrainingDisplay, duration, short
 from babyjax.schema import BabyGPTConfig
 from babyjax.trainers.job import Job
@@ -52,10 +52,9 @@ def train_by_gradient(job: Job, first_step: int, stopped: list[int], argv: list[
     config, batch_size, block_size = job.config, job.config.train.batch_size, job.config.model.block_size
     steps, eval_interval = config.train.steps, config.train.eval_interval
     accumulation = config.train.accumulation
-    if batch_size % accumulation:
-        raise ConfigError(f"train.accumulation={accumulation} must divide train.batch_size={batch_size}")
-    mesh = data_mesh(batch_size // accumulation)
+    mesh = data_mesh(max(1, batch_size // accumulation))
     optimizer = make_optimizer(config.optimizer, steps)
+    advance = make_advance(optimizer, config.train.seed, batch_size, block_size, mesh, accumulation=accumulation)
 
     def start():
         key = start_key(config.train.seed)
@@ -76,7 +75,6 @@ def train_by_gradient(job: Job, first_step: int, stopped: list[int], argv: list[
         if config.train.grow_from and not first_step:
             state = jax.device_put(init_state(grown(job), optimizer), replicated(mesh))
         tokens = jax.device_put(job.split.train, replicated(mesh))
-        advance = make_advance(optimizer, config.train.seed, batch_size, block_size, mesh, accumulation=accumulation)
         advance = advance.lower(state, tokens, 1).compile()
         require_memory(program_memory(advance), f"a batch of {batch_size:,} x {block_size:,} tokens")
         losses = job.evaluate(state.model) if job.exact else {}
@@ -127,8 +125,9 @@ def train_by_gradient(job: Job, first_step: int, stopped: list[int], argv: list[
         f"         {short(flops)} flop/s in the products of the model{share}",
     ]
     if not job.exact:
-        nats = job.evaluator(state.model)
-        scored = " and ".join(f"{loss.tokens:,} of {name} +-{loss.standard_error:.3f}" for name, loss in nats.items())
+        scored = " and ".join(
+            f"{loss.tokens:,} of {name} +-{loss.standard_error:.3f}" for name, loss in job.evaluated.items()
+        )
         lines.insert(0, f"scored   {scored}; all of them: {command_line('evaluate', f'run_dir={config.run_dir}')}")
     job.conclude(losses, *lines)
     if accounted:

@@ -49,6 +49,8 @@ class Job:
             )
         )
 
+        self.evaluated: dict[str, Any] = {}
+
     def reached(self) -> int:
         """The step a run to be continued has reached, 0 where there is none; without a checkpoint there is none."""
         if self.config.overwrite or not self.run.exists() or not self.run.checkpoints.steps():
@@ -67,7 +69,8 @@ class Job:
 
     def evaluate(self, model: Any) -> dict[str, float]:
         """Loss of `model` on each split, in nats per token: of a model of the previous token the exact one."""
-        return {name: loss.per_token for name, loss in self.evaluator(model).items()}
+        self.evaluated = self.evaluator(model)
+        return {name: loss.per_token for name, loss in self.evaluated.items()}
 
     def save(self, state: Any, step: int, losses: dict[str, float]) -> None:
         self.run.checkpoints.save(state, step, self.config.checkpoint.keep, losses, self.about)

@@ -20,9 +20,9 @@ class ContextEvaluator:
     """`evaluator(model)`: each split's loss, as sums.
 
     Windows of `block_size` tokens start `stride` apart. The first window scores all its targets, any other its last
-    `stride`: so every token but the first of a split is scored once, after at least block_size - stride + 1 tokens of
-    context. With `tokens` only so many of each split are scored, in windows spread evenly over it. Raises `ConfigError`
-    for a stride that leaves tokens out.
+    `stride`: so every token but the first of a split is scored once and, past the first window, after at least
+    block_size - stride + 1 tokens of context. With `tokens` only so many of each split are scored, in windows spread
+    evenly over it. Raises `ConfigError` for a stride that leaves tokens out.
     """
 
     def __init__(

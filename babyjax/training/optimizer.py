@@ -41,6 +41,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     """The optimiser of a run of `steps` steps; adamw and sgd update as PyTorch's do.
 
     Weight decay is times the step size of the moment; it is decoupled, but for sgd, where it is part of the gradient.
+    What muon leaves to Adam, all but the matrices of blocks, decays only where all does.
     """
     rate = config.learning_rate
     if config.schedule != "constant" or config.warmup_steps:

@@ -1,5 +1,6 @@
 """How fast training is, and how much of what the device can do that takes."""
 
+import re
 from typing import Any
 
 from babyjax.trees import named_arrays
@@ -15,6 +16,7 @@ PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5": 459e12,
+    "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
 }
 
@@ -35,4 +37,4 @@ def training_flops(model: Any, length: int) -> int:
 
 def peak_flops(kind: str) -> float | None:
     """What a device of a `device_kind` can do at most, in bfloat16 flop/s; None where that is not known."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in kind), None)
+    return next((peak for name, peak in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", kind)), None)

@@ -134,6 +134,11 @@ def test_what_is_cut_is_never_drawn_and_the_rest_by_its_probability(options, kep
     np.testing.assert_allclose(frequencies, weights / weights.sum(), atol=0.015)
 
 
+def test_a_temperature_near_0_is_as_0():
+    drawn = [int(sample_token(jax.random.key(seed), jnp.array([1.0, 5.0, 30.0]), 2e-38)) for seed in range(4)]
+    assert drawn == [2, 2, 2, 2]
+
+
 def test_every_token_of_a_large_vocabulary_has_its_chance():
     logits = jnp.asarray(np.random.default_rng(0).normal(0, 2, 1000), jnp.float32)
     keys = jax.random.split(jax.random.key(1), 400_000)

@@ -107,6 +107,8 @@ def test_copies_are_told_apart():
         (preset("babygpt"), preset("babygpt", vocab_size=50), "room for 50 tokens, this one for 37"),
         (preset("babygpt", bias=False), preset("babygpt", tied=True), "a tied head is the embedding"),
         (preset("babygpt-v4-multihead"), preset("babygpt-v5-feedforward", activation="gelu"), "identity only of ReLU"),
+        (preset("babygpt-v4-multihead", norm=True), preset("babygpt-v5-feedforward", norm=True), "before v1's head"),
+        (preset("babygpt-v4-multihead", tied=True), preset("babygpt-v5-feedforward", tied=True), "before v1's head"),
     ],
 )
 def test_where_there_is_no_such_point_the_reason_is_said(lower, upper, reason):

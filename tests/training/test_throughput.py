@@ -30,4 +30,6 @@ def test_a_peak_is_known_or_not():
     assert peak_flops("NVIDIA H200") == PEAK_FLOPS["H200"]
     assert peak_flops("TPU v5 lite") == 197e12
     assert peak_flops("TPU v5p") == 459e12
+    assert peak_flops("NVIDIA L4") == 121e12
+    assert peak_flops("NVIDIA L40S") is None
     assert peak_flops("cpu") is None
