@@ -1,7 +1,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from ladder import filled, small
 
@@ -13,6 +12,10 @@ from babyjax.training.step import init_state, make_advance
 from babyjax.trees import named_arrays
 
 V = 11
+
+
+def norm_of(tree):
+    return np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
 
 
 def options(*arguments):
@@ -56,10 +59,10 @@ def test_the_gradient_is_clipped_to_its_norm():
     model = filled(small("babygpt"), V)
     gradient = jax.tree.map(lambda leaf: 100 * jnp.ones_like(leaf), model)
     plain = ("optimizer=sgd", "optimizer.momentum=0", "optimizer.learning_rate=1")
-    for clip, norm in ((2.5, 2.5), (1e9, optax.global_norm(gradient))):
+    for clip, norm in ((2.5, 2.5), (1e9, norm_of(gradient))):
         optimizer = make_optimizer(options(*plain, f"optimizer.clip_norm={clip}"), 10)
         updates, _ = optimizer.update(gradient, optimizer.init(model), model)
-        assert float(optax.global_norm(updates)) == pytest.approx(float(norm), rel=1e-4)
+        assert float(norm_of(updates)) == pytest.approx(float(norm), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(GROUPS["optimizer"]))
