@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int
 from babyjax.errors import DivergenceError
 from babyjax.training.step import MAX_STEPS_PER_DISPATCH, TrainState
 
-# A dispatch should last about this long: short enough for a live display and a prompt answer to Ctrl-C.
-DISPATCH_SECONDS = 0.1
+# A dispatch should last about this long: short enough for a live display and a prompt answer to Ctrl-C, and long enough
+# that moving the state in and out, 20 ms for gpt-tiny on a CPU, is a small share.
+DISPATCH_SECONDS = 0.3
 
 
 Advance = Callable[[TrainState, Int[Array, " L"], int], tuple[TrainState, Float[Array, " K"]]]
