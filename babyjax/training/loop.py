@@ -13,7 +13,7 @@ from babyjax.training.step import MAX_STEPS_PER_DISPATCH, TrainState
 
 # A dispatch should last about this long: short enough for a live display and a prompt answer to Ctrl-C, and long enough
 # that moving the state in and out, 20 ms for gpt-tiny on a CPU, is a small share.
-DISPATCH_SECONDS = 0.3
+DISPATCH_SECONDS = 0.5
 
 
 Advance = Callable[[TrainState, Int[Array, " L"], int], tuple[TrainState, Float[Array, " K"]]]
