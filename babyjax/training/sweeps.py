@@ -21,6 +21,8 @@ from babyjax.training.statistics import PairCounts
 # Cells worked on at once: a few arrays of them fit the cache of a CPU.
 CHUNK_CELLS = 1 << 20
 CONJUGATE_GRADIENTS = 3
+# How far one step may move a logit, in nats.
+LONGEST = 10.0
 
 
 class Chunk(NamedTuple):
@@ -172,15 +174,17 @@ def _regress(
     shape = len(rows), len(design)
     target = jnp.broadcast_to(base, shape).at[entry_row, entry_column].add(entry)
 
-    def loss(rows):
-        """Nats of every row, its log-normaliser, and its logits."""
-        logits = rows @ design.T + offset
+    def loss(rows, logits):
+        """Nats of every row, and its log-normaliser."""
         normaliser = jax.nn.logsumexp(logits, axis=1)
-        expected = jnp.exp(normaliser) if poisson else total * normaliser
-        nats = expected - (target * logits).sum(1) + ((rows @ ridge) * rows).sum(1) / 2
-        return nats, normaliser, logits
+        if poisson:
+            nats = jnp.exp(normaliser) - (target * logits).sum(1)
+        else:  # a sum of terms none of which is negative
+            nats = (target * (normaliser[:, None] - logits)).sum(1)
+        return nats + ((rows @ ridge) * rows).sum(1) / 2, normaliser
 
-    before, normaliser, logits = loss(rows)
+    logits = rows @ design.T + offset
+    before, normaliser = loss(rows, logits)
     mean = jnp.exp(logits) if poisson else total[:, None] * jnp.exp(logits - normaliser[:, None])
 
     def curvature(direction):
@@ -204,16 +208,23 @@ def _regress(
     start = jnp.zeros_like(rows), descent, descent, (descent**2).sum(1)
     step = jax.lax.fori_loop(0, CONJUGATE_GRADIENTS, conjugate_gradient, start)[0]
 
+    # Where the curvature vanishes a step is long, or infinite, and what it promises is beyond the numbers' precision.
+    change = step @ design.T
+    shorter = jnp.minimum(1, LONGEST / jnp.maximum(jnp.abs(change).max(1), tiny))[:, None]
+    step, change = shorter * step, shorter * change
+
     # The whole step where it lowers the row's loss, else a part of it where that does, else none.
-    after, new_normaliser, _ = loss(rows + step)
+    after, new_normaliser = loss(rows + step, logits + change)
     whole = after <= before
-    part, part_normaliser = jax.lax.cond(whole.all(), lambda: (before, normaliser), lambda: loss(rows + 0.3 * step)[:2])
+    part, part_normaliser = jax.lax.cond(
+        whole.all(), lambda: (before, normaliser), lambda: loss(rows + 0.3 * step, logits + 0.3 * change)
+    )
     some = ~whole & (part <= before)
-    fraction = jnp.where(whole, 1.0, jnp.where(some, 0.3, 0.0)).astype(rows.dtype)
+    fraction = jnp.where(whole, 1.0, jnp.where(some, 0.3, 0.0)).astype(rows.dtype)[:, None]
     damping = jnp.where(whole, damping * 0.4, jnp.where(some, damping, jnp.minimum(damping * 8, 1e6)))
     normaliser = jnp.where(whole, new_normaliser, jnp.where(some, part_normaliser, normaliser))
     nats = jnp.where(whole, after, jnp.where(some, part, before))
-    return rows + fraction[:, None] * step, damping, normaliser, nats
+    return jnp.where(fraction > 0, rows + fraction * step, rows), damping, normaliser, nats
 
 
 def sweep(state: Descent, targets: Targets, penalty: float) -> Descent:

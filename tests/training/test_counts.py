@@ -260,3 +260,21 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) * 1024 < 3 * 2**30
+
+
+def test_a_long_fit_of_a_sparse_text_stays_finite_and_never_rises_by_much(rng):
+    # Most pairs occur once: unsmoothed, the best logits are infinite, and steps towards them know no length.
+    vocab_size = 520
+    chances = 1 / np.arange(1, vocab_size + 1)
+    tokens = rng.choice(vocab_size, size=8000, p=chances / chances.sum()).astype(np.int32)
+    tokens[:vocab_size] = np.arange(vocab_size)
+    pairs = PairCounts.from_split(split_tokens(tokens), vocab_size)
+    problem = CountsProblem(pairs, 2, legs_of(1, 0, 0.0, 0.0), tolerance=1e-9)
+    fit, objectives = problem.start(), []
+    for _ in range(30):
+        fit = problem.advance(fit)
+        objectives.append(float(fit.descent.objective))
+    assert all(np.isfinite(part).all() for part in fit.descent.factors)
+    assert objectives[-1] > pairs.entropy("train")
+    assert max(np.diff(objectives)) < 1e-3
+    assert objectives[-1] < objectives[5] - 0.01
