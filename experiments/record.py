@@ -24,15 +24,20 @@ def provenance(module: str) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    files = [Path(argument).name if os.path.exists(argument) else argument for argument in sys.argv[1:]]
     return {
-        "command": shlex.join(["python", "-m", module, *files]),
+        "command": shlex.join(["python", "-m", module, *map(_without_folder, sys.argv[1:])]),
         "date": date.today().isoformat(),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "device": jax.devices()[0].device_kind,
         "versions": versions,
     }
+
+
+def _without_folder(argument: str) -> str:
+    """An argument as it would be typed beside the file it names: `FILE`, or `key=FILE`."""
+    key, equals, value = argument.rpartition("=")
+    return key + equals + (Path(value).name if os.path.exists(value) else value)
 
 
 def take_turns(rounds: int, **sides: Callable[[], Any]) -> dict[str, float]:

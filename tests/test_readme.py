@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.ladder.__main__ import table
+from experiments.seed_comparison.claims import CLAIMS, Verdict
+
 ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
 
@@ -58,6 +61,27 @@ def test_what_is_said_of_growth_is_on_record():
 
     assert all(mean(pair, "grown", 1) < mean(pair, "random", 0.5) for pair in pairs)
     assert [mean(pair, "random", 1) < mean(pair, "grown", 1) for pair in pairs] == [False] + [True] * 5
+
+
+def test_what_is_said_of_the_ladder_is_on_record():
+    results = json.loads((ROOT / "experiments" / "ladder" / "results.json").read_text(encoding="utf-8"))
+    losses = {row["rung"]: row["val"] for row in results["rungs"]}
+    said = [losses["babygpt"], losses["babygpt-v9-layernorm"], results["ngrams"]["4"]]
+    assert min(losses.values()) == said[1]
+    for text in (ENGLISH, CHINESE):
+        assert all(f"{nats:.4f}" in text for nats in said)
+    assert table(results) == (ROOT / "experiments" / "ladder" / "results.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["tinyshakespeare", "songci"])
+def test_what_is_said_of_the_claims_is_on_record(name):
+    folder = ROOT / "experiments" / "seed_comparison" / name
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    verdicts = Counter(claim.judge(results).verdict for claim in CLAIMS)
+    tally = [str(verdicts[verdict]) for verdict in Verdict]
+    for text in (ENGLISH, CHINESE):
+        section = text[text.index("seed_comparison/songci/report.md") : text.index("experiments/colab.ipynb")]
+        assert " ".join(tally) in " ".join(re.findall(r"\d+", section))
 
 
 def test_the_program_runs(tmp_path, monkeypatch, capsys):

@@ -7,7 +7,17 @@ from rich.console import Console
 from babyjax.door import command_line
 from babyjax.errors import RunError
 from babyjax.progress import say
-from babyjax.schema import BigramConfig, Config, CountsConfig
+from babyjax.schema import BigramConfig, Config, CountsConfig, DataConfig
+
+
+def corpus_of(data: DataConfig) -> Any:
+    """The corpus that the options of `data` name. Raises `DataError` where it cannot be had."""
+    from babyjax.data.corpus import load_corpus, read_corpus
+
+    if data.path is not None:
+        return read_corpus(data.path)
+    options = {key: value for key, value in vars(data).items() if key not in ("name", "path", "tokenizer")}
+    return load_corpus(data.name, **options)
 
 
 class Job:
@@ -17,7 +27,6 @@ class Job:
         import jax
 
         from babyjax.data.batches import split_tokens
-        from babyjax.data.corpus import load_corpus, read_corpus
         from babyjax.data.tokenizer import TOKENIZERS
         from babyjax.models import make_model
         from babyjax.training.evaluation import ContextEvaluator
@@ -27,13 +36,7 @@ class Job:
         self.config, self.console = config, console
         self.run = RunDirectory(config.run_dir)
         self.run.exists()
-        if config.data.path is not None:
-            self.corpus = read_corpus(config.data.path)
-        else:
-            options = {
-                key: value for key, value in vars(config.data).items() if key not in ("name", "path", "tokenizer")
-            }
-            self.corpus = load_corpus(config.data.name, **options)
+        self.corpus = corpus_of(config.data)
         self.tokenizer = TOKENIZERS[config.data.tokenizer].fit(self.corpus.text)
         self.split = split_tokens(self.tokenizer.encode(self.corpus.text), config.model.block_size)
         self.about = describe(config, self.tokenizer, self.corpus)

@@ -26,18 +26,15 @@ from babyjax import (
     PairCounts,
     Split,
     count_chunks,
-    init_state,
-    make_advance,
     read_corpus,
     split_tokens,
 )
 from babyjax.config import load_config
 from babyjax.data.corpus import fingerprint
 from babyjax.training.counts import CountsFit, CountsProblem, legs_of
-from babyjax.training.optimizer import make_optimizer
-from babyjax.training.step import start_key
+from experiments.marks import train
 from experiments.record import provenance, write_json
-from experiments.speed.__main__ import torch_loop
+from experiments.torch_v1 import TorchV1
 
 HERE = Path(__file__).parent
 N_EMBD, STEPS, ROUNDS = 32, 5000, 5
@@ -55,22 +52,8 @@ def seconds_of(action: Callable[[], Any], rounds: int = 1) -> float:
 
 def adamw(split: Split, vocab_size: int) -> tuple[BabyGPT, float]:
     """BabyGPT v1 after its 5000 steps in our compiled loop, and their seconds."""
-    config = load_config([])
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    tokens = jnp.asarray(split.train)
-    advance = make_advance(optimizer, 0, config.train.batch_size, config.model.block_size)
-    first = init_state(BabyGPT(vocab_size, N_EMBD, key=start_key(0)), optimizer)
-    state, _ = advance(first, tokens, 10)
-    state = init_state(BabyGPT(vocab_size, N_EMBD, key=start_key(0)), optimizer)
-
-    def run():
-        nonlocal state
-        for _ in range(STEPS // 1000):
-            state, _ = advance(state, tokens, 1000)
-        return state
-
-    seconds = seconds_of(run)
-    return state.model, seconds
+    *_, (_, seconds, model) = train(load_config([]), jnp.asarray(split.train), vocab_size, [STEPS])
+    return model, seconds
 
 
 def fit(pairs: PairCounts, steps: int, tolerance: float | None = None) -> tuple[CountsProblem, CountsFit]:
@@ -106,9 +89,9 @@ def compare(path: str) -> dict[str, Any]:
     compilation = first_fit - seconds_of(lambda: fit(pairs, 6)[1].best.head)
     model, ours = adamw(split, vocab_size)
     wanted = train_loss(model)
-    loop = torch_loop(split.train, vocab_size, load_config([]))
-    loop(10)
-    theirs = seconds_of(lambda: loop(STEPS))
+    loop = TorchV1(split.train, vocab_size, load_config([]))
+    loop.train(10)
+    theirs = seconds_of(lambda: loop.train(STEPS))
 
     def from_tokens(steps: int) -> float:
         return seconds_of(lambda: fit(PairCounts.from_split(split, vocab_size), steps)[1].descent.factors.head, ROUNDS)

@@ -40,6 +40,7 @@ from babyjax.training.optimizer import make_optimizer
 from babyjax.training.step import start_key
 from babyjax.training.throughput import peak_flops, training_flops
 from experiments import torch_gpt
+from experiments.marks import train
 from experiments.record import provenance, take_turns, write_json
 
 HERE = Path(__file__).parent
@@ -138,16 +139,8 @@ def random_text(vocab_size: int, length: int) -> np.ndarray:
 def whole_run(split: Split, tokenizer: CharTokenizer) -> dict[str, Any]:
     """What gpt-tiny's recipe reaches: its loss on the whole validation split, each token from 33 tokens or more."""
     config, stride = load_config(["model=gpt-tiny"]), 32
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    state = jax.jit(lambda: init_state(make_model(config.model, tokenizer.vocab_size, start_key(0)), optimizer))()
-    tokens = jnp.asarray(split.train)
-    advance = make_advance(optimizer, 0, config.train.batch_size, config.model.block_size).lower(state, tokens, 1)
-    advance = advance.compile()
-    start = time.perf_counter()
-    for _ in range(config.train.steps // 100):
-        state, _ = jax.block_until_ready(advance(state, tokens, 100))
-    seconds = time.perf_counter() - start
-    loss = ContextEvaluator(split, tokenizer.byte_lengths, config.model.block_size, stride)(state.model, ["val"])["val"]
+    *_, (_, seconds, model) = train(config, jnp.asarray(split.train), tokenizer.vocab_size, [config.train.steps])
+    loss = ContextEvaluator(split, tokenizer.byte_lengths, config.model.block_size, stride)(model, ["val"])["val"]
     return {
         "steps": config.train.steps,
         "seconds": seconds,

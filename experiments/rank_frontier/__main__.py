@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,8 +21,7 @@ from babyjax import (
     CharTokenizer,
     ExactEvaluator,
     PairCounts,
-    init_state,
-    make_advance,
+    Split,
     read_corpus,
     split_tokens,
 )
@@ -31,8 +29,7 @@ from babyjax.config import load_config
 from babyjax.data.corpus import fingerprint
 from babyjax.training.counts import CountsProblem, Leg, legs_of
 from babyjax.training.factors import Factors
-from babyjax.training.optimizer import make_optimizer
-from babyjax.training.step import start_key
+from experiments.marks import train
 from experiments.record import provenance, write_json
 
 HERE = Path(__file__).parent
@@ -87,15 +84,11 @@ def best_at(pairs: PairCounts, width: int, narrower: Factors | None) -> tuple[Fa
     }
 
 
-def adamw(split: Any, vocab_size: int, width: int) -> BabyGPT:
+def adamw(split: Split, vocab_size: int, width: int) -> BabyGPT:
     """BabyGPT v1 with its own budget: 5000 steps of 32 x 8 tokens."""
-    config = load_config([])
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    state = init_state(BabyGPT(vocab_size, width, key=start_key(SEED)), optimizer)
-    advance = make_advance(optimizer, SEED, config.train.batch_size, config.model.block_size)
-    for _ in range(config.train.steps // 1000):
-        state, _ = advance(state, jnp.asarray(split.train), 1000)
-    return jax.block_until_ready(state).model
+    config = load_config([f"model.n_embd={width}"])
+    *_, mark = train(config, jnp.asarray(split.train), vocab_size, [config.train.steps])
+    return mark.model
 
 
 def frontier(path: str) -> dict[str, Any]:

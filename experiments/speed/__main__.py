@@ -16,17 +16,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 
 from babyjax import BabyGPT, CharTokenizer, ExactEvaluator, PairCounts, count_matrix, read_corpus, split_tokens
 from babyjax.config import load_config
-from babyjax.schema import Config
 from babyjax.training.optimizer import make_optimizer
 from babyjax.training.step import init_state, make_advance, start_key
+from experiments.marks import train
 from experiments.record import provenance, take_turns, write_json
+from experiments.torch_v1 import TorchV1
 
 HERE = Path(__file__).parent
 N_EMBD = 32
@@ -40,27 +39,6 @@ tokenizer = CharTokenizer.fit(corpus.text)
 counts = count_matrix(tokenizer.encode(corpus.text), tokenizer.vocab_size).block_until_ready()
 print(time.perf_counter() - start)
 """
-
-
-def torch_loop(tokens: np.ndarray, vocab_size: int, config: Config) -> Callable[[int], None]:
-    """The seed's training loop in PyTorch eager: random windows, embedding, linear, AdamW."""
-    data = torch.tensor(tokens, dtype=torch.long)
-    batch_size, block_size = config.train.batch_size, config.model.block_size
-    embedding = torch.nn.Embedding(vocab_size, N_EMBD)
-    head = torch.nn.Linear(N_EMBD, vocab_size)
-    optimizer = torch.optim.AdamW([*embedding.parameters(), *head.parameters()], lr=config.optimizer.learning_rate)
-
-    def run(steps: int) -> None:
-        for _ in range(steps):
-            starts = torch.randint(len(data) - block_size, (batch_size,))
-            inputs = torch.stack([data[start : start + block_size] for start in starts])
-            targets = torch.stack([data[start + 1 : start + block_size + 1] for start in starts])
-            loss = torch.nn.functional.cross_entropy(head(embedding(inputs)).view(-1, vocab_size), targets.view(-1))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-
-    return run
 
 
 def steps_per_second(tokens: np.ndarray, vocab_size: int, steps: int, rounds: int) -> dict[str, float]:
@@ -78,8 +56,8 @@ def steps_per_second(tokens: np.ndarray, vocab_size: int, steps: int, rounds: in
         state, losses = advance(state, on_device, steps)
         return losses
 
-    theirs = torch_loop(tokens, vocab_size, config)
-    seconds = take_turns(rounds, babyjax=ours, pytorch=lambda: theirs(steps))
+    theirs = TorchV1(tokens, vocab_size, config)
+    seconds = take_turns(rounds, babyjax=ours, pytorch=lambda: theirs.train(steps))
     return {
         "babyjax_steps_per_second": steps / seconds["babyjax"],
         "pytorch_steps_per_second": steps / seconds["pytorch"],
@@ -90,22 +68,12 @@ def steps_per_second(tokens: np.ndarray, vocab_size: int, steps: int, rounds: in
 
 def default_run(tokens: np.ndarray, tokenizer: CharTokenizer) -> dict[str, float]:
     """BabyGPT v1 at its defaults, 5000 steps: what it reaches and how long that takes."""
-    config = load_config([])
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    split = split_tokens(tokens)
+    config, split = load_config([]), split_tokens(tokens)
     pairs = PairCounts.from_split(split, tokenizer.vocab_size)
-    state = init_state(BabyGPT(tokenizer.vocab_size, N_EMBD, key=start_key(0)), optimizer)
-    on_device = jnp.asarray(split.train)
-    advance = make_advance(optimizer, 0, config.train.batch_size, config.model.block_size)
-    advance = advance.lower(state, on_device, 1).compile()
-    start = time.perf_counter()
-    for _ in range(5):
-        state, _ = advance(state, on_device, 1000)
-    jax.block_until_ready(state)
-    seconds = time.perf_counter() - start
-    exact = ExactEvaluator(pairs, tokenizer.byte_lengths)(state.model)
+    *_, mark = train(config, jnp.asarray(split.train), tokenizer.vocab_size, [config.train.steps])
+    exact = ExactEvaluator(pairs, tokenizer.byte_lengths)(mark.model)
     return {
-        "seconds": seconds,
+        "seconds": mark.seconds,
         "train_nats_per_token": exact["train"].per_token,
         "val_nats_per_token": exact["val"].per_token,
         "train_floor": pairs.bigram_floor("train"),

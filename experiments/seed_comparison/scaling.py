@@ -1,0 +1,179 @@
+"""What forward and training cost against B, T, V and D: seconds, and FLOPs and bytes by the compiler's own count.
+
+Each subject is measured around a base point, one size at a time; an exponent is the slope of a line through the three
+largest sizes on logarithmic axes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from babyjax import BabyGPT, PairCounts
+from babyjax.models.bigram import add_pairs
+from babyjax.training.counts import CountsProblem, legs_of
+from babyjax.training.step import TrainState, train_step
+from experiments.record import take_turns
+from experiments.seed_comparison.baselines import python_count, python_lookup
+
+CALLS = 10  # of what takes microseconds
+FACTORS = (0.5, 1.0, 2.0, 4.0)
+
+
+class Sizes(NamedTuple):
+    """Batch size, block size, vocabulary size, width."""
+
+    B: int
+    T: int
+    V: int
+    D: int
+
+
+class Prepared(NamedTuple):
+    """An action that does its work `times` times, and a program the compiler can say the cost of."""
+
+    action: Callable[[], Any]
+    times: int = 1
+    program: Any = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something whose cost is measured; `claimed` are the seed's exponents, where it claims any.
+
+    Of what takes long to compile only the `points` largest sizes are measured.
+    """
+
+    name: str
+    group: str
+    base: Sizes
+    prepare: Callable[[Sizes], Prepared]
+    claimed: dict[str, int]
+    axes: str = "BTVD"
+    points: int = 4
+
+
+def _tokens(sizes: Sizes, *shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, sizes.V, shape).astype(np.int32)
+
+
+def _babygpt(sizes: Sizes) -> BabyGPT:
+    """A network of the size, made on the host: nothing is compiled for it."""
+    random = np.random.default_rng(0)
+    embedding, kernel, bias = (
+        jnp.asarray(random.normal(size=shape).astype(np.float32))
+        for shape in ((sizes.V, sizes.D), (sizes.D, sizes.V), (sizes.V,))
+    )
+    return BabyGPT.from_parameters(embedding, kernel, bias)
+
+
+def babygpt_forward(sizes: Sizes) -> Prepared:
+    model, tokens = _babygpt(sizes), jnp.asarray(_tokens(sizes, sizes.B, sizes.T))
+    program = jax.jit(lambda model, tokens: model(tokens)).lower(model, tokens).compile()
+    return Prepared(lambda: program(model, tokens), program=program)
+
+
+def lookup(sizes: Sizes) -> Prepared:
+    table, tokens = jnp.ones((sizes.V, sizes.V)), jnp.asarray(_tokens(sizes, sizes.B, sizes.T))
+    program = jax.jit(lambda table, tokens: table[tokens]).lower(table, tokens).compile()
+    return Prepared(lambda: program(table, tokens), program=program)
+
+
+def looped_lookup(sizes: Sizes) -> Prepared:
+    table, tokens = np.ones((sizes.V, sizes.V), np.float32), _tokens(sizes, sizes.B, sizes.T)
+    return Prepared(lambda: python_lookup(table, tokens))
+
+
+def adamw_step(sizes: Sizes) -> Prepared:
+    optimizer, windows = optax.adamw(1e-2), jnp.asarray(_tokens(sizes, sizes.B, sizes.T + 1))
+    model = _babygpt(sizes)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, model))
+    state = jax.device_put(TrainState(jnp.zeros((), jnp.int32), model, zeros))
+    program = jax.jit(lambda state, windows: train_step(state, (windows[:, :-1], windows[:, 1:]), optimizer))
+    program = program.lower(state, windows).compile()
+    return Prepared(lambda: program(state, windows), program=program)
+
+
+def counting(sizes: Sizes) -> Prepared:
+    windows, table = jnp.asarray(_tokens(sizes, sizes.B, sizes.T + 1)), jnp.zeros((sizes.V, sizes.V), jnp.int32)
+    program = jax.jit(lambda table, windows: add_pairs(table, windows[:, :-1], windows[:, 1:]), donate_argnums=0)
+    program = program.lower(table, windows).compile()
+
+    def action():
+        nonlocal table
+        for _ in range(CALLS):
+            table = program(table, windows)
+        return table
+
+    return Prepared(action, CALLS, program)
+
+
+def looped_counting(sizes: Sizes) -> Prepared:
+    tokens = _tokens(sizes, sizes.B, sizes.T + 1)
+    return Prepared(lambda: python_count(tokens[:, :-1], tokens[:, 1:], sizes.V))
+
+
+def sweep_on_counts(sizes: Sizes) -> Prepared:
+    counts = jnp.asarray(np.random.default_rng(0).integers(1, 100, (sizes.V, sizes.V)), jnp.int32)
+    problem = CountsProblem(PairCounts.from_counts(counts, counts), sizes.D, legs_of(1, 0, 0.0, 0.0))
+    start = problem.start()
+    return Prepared(lambda: problem.advance(start).descent.factors.head)
+
+
+LARGE, SMALL = Sizes(32, 32, 512, 64), Sizes(32, 32, 128, 32)
+SUBJECTS = [
+    Subject("BabyGPT forward", "forward", LARGE, babygpt_forward, {"B": 1, "T": 1, "V": 0, "D": 1}),
+    Subject("bigram look-up", "forward", LARGE, lookup, {"B": 1, "T": 1, "V": 0}, "BTV"),
+    Subject("bigram look-up, looped", "forward", SMALL, looped_lookup, {"B": 1, "T": 1, "V": 0}, "BTV"),
+    Subject("BabyGPT, AdamW step", "training", LARGE, adamw_step, {"B": 0, "T": 0, "V": 0, "D": 0}, points=3),
+    Subject("counting a batch", "training", Sizes(128, 128, 256, 0), counting, {"B": 1, "T": 1, "V": 0}, "BTV"),
+    Subject("counting a batch, looped", "training", SMALL, looped_counting, {"B": 1, "T": 1, "V": 0}, "BTV"),
+    Subject("BabyGPT, sweep over counts", "training", SMALL, sweep_on_counts, {}, "VD", points=3),
+]
+
+
+def slope(sizes: list[int], values: list[float]) -> float:
+    """The exponent: of the line through the three largest sizes, on logarithmic axes."""
+    return float(np.polyfit(np.log(sizes[-3:]), np.log(np.maximum(values[-3:], 1e-12)), 1)[0])
+
+
+def measure(subject: Subject, factors: tuple[float, ...], rounds: int) -> dict[str, Any]:
+    """Each axis's sizes, seconds, FLOPs and bytes a piece of work, and their exponents."""
+    ranges = {
+        axis: [max(1, round(factor * getattr(subject.base, axis))) for factor in factors[-subject.points :]]
+        for axis in subject.axes
+    }
+    points = {subject.base._replace(**{axis: size}) for axis, sizes in ranges.items() for size in sizes}
+    prepared = {str(sizes): subject.prepare(sizes) for sizes in sorted(points | {subject.base})}
+    seconds = take_turns(rounds, **{name: each.action for name, each in prepared.items()})
+
+    def cost(sizes: Sizes) -> dict[str, float]:
+        each = prepared[str(sizes)]
+        found = {"seconds": seconds[str(sizes)] / each.times}
+        if each.program is not None:
+            analysis = each.program.cost_analysis()
+            found |= {"flops": analysis.get("flops", 0.0), "bytes": analysis.get("bytes accessed", 0.0)}
+        return found
+
+    axes = {}
+    for axis, sizes in ranges.items():
+        costs = [cost(subject.base._replace(**{axis: size})) for size in sizes]
+        columns = {name: [each[name] for each in costs] for name in costs[0]}
+        exponents = {name: slope(sizes, values) for name, values in columns.items()}
+        axes[axis] = {"sizes": sizes, **columns, "exponents": exponents}
+    return {
+        "group": subject.group,
+        "base": subject.base._asdict(),
+        "claimed": subject.claimed,
+        "at_base": cost(subject.base),
+        "axes": axes,
+    }
+
+
+def scaling(factors: tuple[float, ...] = FACTORS, rounds: int = 5) -> dict[str, Any]:
+    """Every subject, by name."""
+    return {subject.name: measure(subject, factors, rounds) for subject in SUBJECTS}

@@ -1,0 +1,44 @@
+"""BabyGPT v1 and its training loop in PyTorch, as the seed writes them: the peer. The `bench` extra."""
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from babyjax import BabyGPT
+from babyjax.schema import AdamWConfig, BabyGPTConfig, Config
+
+
+class TorchV1:
+    """`train(steps)` is the seed's loop in eager mode: random windows, embedding, linear, cross-entropy, AdamW."""
+
+    def __init__(self, tokens: np.ndarray, vocab_size: int, config: Config):
+        assert isinstance(config.model, BabyGPTConfig)
+        assert isinstance(config.optimizer, AdamWConfig)
+        self.data = torch.tensor(tokens, dtype=torch.long)
+        self.batch_size, self.block_size = config.train.batch_size, config.model.block_size
+        self.embedding = torch.nn.Embedding(vocab_size, config.model.n_embd)
+        self.head = torch.nn.Linear(config.model.n_embd, vocab_size, bias=config.model.bias)
+        self.optimizer = torch.optim.AdamW(
+            [*self.embedding.parameters(), *self.head.parameters()],
+            lr=config.optimizer.learning_rate,
+            weight_decay=config.optimizer.weight_decay,
+            betas=(config.optimizer.beta1, config.optimizer.beta2),
+            eps=config.optimizer.eps,
+        )
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            starts = torch.randint(len(self.data) - self.block_size, (self.batch_size,))
+            inputs = torch.stack([self.data[start : start + self.block_size] for start in starts])
+            targets = torch.stack([self.data[start + 1 : start + self.block_size + 1] for start in starts])
+            logits = self.head(self.embedding(inputs))
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+
+    def model(self) -> BabyGPT:
+        """The same network here."""
+        embedding, kernel = self.embedding.weight, self.head.weight.T
+        arrays = (embedding, kernel) if self.head.bias is None else (embedding, kernel, self.head.bias)
+        return BabyGPT.from_parameters(*(jnp.array(array.numpy(force=True)) for array in arrays))
