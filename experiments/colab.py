@@ -23,19 +23,21 @@ source = ""  # where babyjax is, if not installed nor beside this notebook: a fo
 # %% [markdown]
 # ## Install
 #
-# Nothing that is here already is replaced: pip is held to the JAX that this machine came with.
+# Opened on its own, as on Colab, the notebook has to be told where babyjax is: clone or upload the repository and write
+# its folder into `source`, above. The JAX that this machine came with stays: pip is held to it.
 
 # %%
+import importlib
 import importlib.metadata
-import importlib.util
 import pathlib
 import subprocess
 import sys
 import tempfile
 
-held = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib") if importlib.util.find_spec(name)}
-if importlib.util.find_spec("babyjax") is None:
-    here = next((str(path) for path in (pathlib.Path(".."), pathlib.Path(".")) if (path / "babyjax").is_dir()), source)
+installed = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
+held = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib") if name in installed}
+if "babyjax" not in installed:
+    here = ".." if pathlib.Path("../babyjax/conf").is_dir() else source
     if not here:
         raise SystemExit("say in `source`, above, where babyjax is")
     constraints = pathlib.Path(tempfile.mkdtemp()) / "constraints.txt"
@@ -52,8 +54,13 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 import babyjax
+
+# Pictures whose characters stay text: the browser has fonts for all of them.
+set_matplotlib_formats("svg")
+plt.rcParams["svg.fonttype"] = "none"
 
 print(f"jax {jax.__version__} on {len(jax.devices())} x {jax.devices()[0].device_kind}")
 
@@ -78,8 +85,9 @@ print(f"{len(corpus.text):,} characters, V = {tokenizer.vocab_size:,}, floor {fl
 # %%
 start = time.perf_counter()
 bigram = jax.block_until_ready(babyjax.Bigram.from_tokens(split.train, tokenizer.vocab_size))
+seconds = time.perf_counter() - start
 losses = {"count bigram": {name: loss.per_token for name, loss in evaluate(bigram).items()}}
-print(f"counted in {time.perf_counter() - start:.2f} s, compilation included: {losses['count bigram']}")
+print(f"counted in {seconds:.2f} s, compilation included: {losses['count bigram']}")
 
 # %% [markdown]
 # ## Train BabyGPT by AdamW
@@ -133,8 +141,8 @@ plt.show()
 # %% [markdown]
 # ## What it learned
 #
-# BabyGPT's logits form a V x V matrix of rank 33: a bigram in disguise. Here it is beside the counted one, for the most
-# frequent characters.
+# BabyGPT's logits form a V x V matrix of rank 33 at most: a bigram in disguise. Here it is beside the counted one, for
+# the most frequent characters.
 
 # %%
 shown = np.sort(np.argsort(-np.bincount(split.train, minlength=tokenizer.vocab_size))[:32])

@@ -14,10 +14,12 @@ class TorchV1:
     def __init__(self, tokens: np.ndarray, vocab_size: int, config: Config):
         assert isinstance(config.model, BabyGPTConfig)
         assert isinstance(config.optimizer, AdamWConfig)
-        self.data = torch.tensor(tokens, dtype=torch.long)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.manual_seed(config.train.seed)
+        self.data = torch.tensor(tokens, dtype=torch.long, device=self.device)
         self.batch_size, self.block_size = config.train.batch_size, config.model.block_size
-        self.embedding = torch.nn.Embedding(vocab_size, config.model.n_embd)
-        self.head = torch.nn.Linear(config.model.n_embd, vocab_size, bias=config.model.bias)
+        self.embedding = torch.nn.Embedding(vocab_size, config.model.n_embd, device=self.device)
+        self.head = torch.nn.Linear(config.model.n_embd, vocab_size, bias=config.model.bias, device=self.device)
         self.optimizer = torch.optim.AdamW(
             [*self.embedding.parameters(), *self.head.parameters()],
             lr=config.optimizer.learning_rate,

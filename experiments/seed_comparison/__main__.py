@@ -25,13 +25,9 @@ HERE = Path(__file__).parent
 # Options of a training run that mean something here.
 OPTIONS = (
     "data.",
-    "model.n_embd",
-    "model.bias",
-    "model.block_size",
-    "train.steps",
-    "train.batch_size",
-    "train.seed",
-    "optimizer.",
+    *(f"model.{name}" for name in ("n_embd", "bias", "block_size")),
+    *(f"train.{name}" for name in ("steps", "batch_size", "seed")),
+    *(f"optimizer.{name}" for name in ("learning_rate", "weight_decay", "beta1", "beta2", "eps")),
 )
 
 
@@ -49,7 +45,7 @@ def read_config(argv: list[str]) -> tuple[Config, Path]:
     """The options of BabyGPT v1's run, and where the report goes. Raises `ConfigError` for what has no meaning here."""
     arguments = parse_arguments(argv)
     for key in arguments:
-        if not key.startswith(OPTIONS) and key not in ("data", "optimizer", "run_dir"):
+        if not key.startswith(OPTIONS) and key not in ("data", "run_dir"):
             load_config(argv)  # which knows a typo from an option
             raise ConfigError(f"{key}= has no meaning here: BabyGPT v1 is compared with the count bigram (see --help)")
     config = load_config(argv)
@@ -63,10 +59,10 @@ def write(results: dict[str, Any], folder: Path) -> None:
     from experiments.seed_comparison.report import markdown, page
 
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "results.json", json.dumps(results, ensure_ascii=False, allow_nan=False) + "\n")
     pictures, text = draw(results), markdown(results)
     for name, svg in pictures.items():
         replace_file(folder / "pictures" / name, svg)
-    replace_file(folder / "results.json", json.dumps(results, ensure_ascii=False, allow_nan=False) + "\n")
     replace_file(folder / "report.md", text)
     replace_file(folder / "report.html", page(text, pictures))
 
@@ -75,6 +71,10 @@ def main(argv: list[str]) -> None:
     config, folder = read_config(argv)
     if not importlib.util.find_spec("matplotlib"):
         raise ConfigError("the pictures need matplotlib: pip install -e '.[report]'")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder}: {error.strerror}") from None
     prepare_jax()
     from babyjax.trainers.job import corpus_of
     from experiments.record import provenance
@@ -86,8 +86,9 @@ def main(argv: list[str]) -> None:
     corpus = corpus_of(config.data)
     with console.status("starting") as status:
         results = measure(corpus, config, Effort(), lambda what: status.update(f"measuring: {what}"))
-    write({**provenance("experiments.seed_comparison"), **results}, folder)
-    print(f"{folder / 'report.html'}, after {time.perf_counter() - clock:.0f} s")
+    elapsed = time.perf_counter() - clock
+    write({**provenance("experiments.seed_comparison"), "elapsed": elapsed, **results}, folder)
+    print(f"{folder / 'report.html'}, after {elapsed:.0f} s")
 
 
 if __name__ == "__main__":

@@ -19,15 +19,19 @@ from babyjax import (
     count_matrix,
     fit_counts,
     generate,
+    init_state,
+    make_advance,
 )
 from babyjax.config import load_config
+from babyjax.errors import DataError
 from babyjax.schema import Config
 from babyjax.training.objective import sum_nats
+from babyjax.training.optimizer import make_optimizer
 from experiments.ladder.ngram import KneserNey
 from experiments.marks import train
 from experiments.record import take_turns
-from experiments.seed_comparison.baselines import loops, python_count
-from experiments.seed_comparison.scaling import scaling
+from experiments.seed_comparison.baselines import count, libraries
+from experiments.seed_comparison.scaling import CALLS, repeated, scaling
 from experiments.seed_comparison.study import Effort, Study, Text
 
 # Characters in a picture of a matrix.
@@ -44,6 +48,9 @@ def structure(study: Study) -> dict[str, Any]:
     assert head is not None
     matrix = embedding @ head.kernel[...] + (0.0 if head.bias is None else head.bias[...])
     logits = model(jnp.arange(text.vocab_size)[:, None])[:, 0]
+    config, optimizer = study.config, make_optimizer(study.config.optimizer, study.config.train.steps)
+    advance = make_advance(optimizer, study.seed, config.train.batch_size, config.model.block_size)
+    advance = advance.lower(init_state(study.start, optimizer), text.tokens, 1).as_text()
     disturbed = np.array(inputs)
     disturbed[:, :-1] = (disturbed[:, :-1] + 1) % text.vocab_size
     return {
@@ -56,25 +63,43 @@ def structure(study: Study) -> dict[str, Any]:
         "gathers": jaxpr.count("= gather["),
         "matrix_products": jaxpr.count("= dot_general["),
         "composed_difference": float(jnp.abs(matrix - logits).max() / jnp.abs(logits).max()),
-        "rank": int(np.linalg.matrix_rank(np.asarray(matrix, np.float64), rtol=1e-5)),
+        "rank": rank_of(model),
+        "host_calls": advance.count("callback") + advance.count("infeed") + advance.count("outfeed"),
         "moved_by_earlier_tokens": float(
             jnp.abs(model(jnp.asarray(inputs))[:, -1] - model(jnp.asarray(disturbed))[:, -1]).max()
         ),
     }
 
 
+def rank_of(model: BabyGPT) -> int:
+    """The rank of the V x V matrix of logits, from its factors."""
+    head = model.lm_head
+    assert head is not None
+    left, right = (
+        np.asarray(model.token_embedding.embedding[...], np.float64),
+        np.asarray(head.kernel[...].T, np.float64),
+    )
+    if head.bias is not None:
+        left = np.column_stack([left, np.ones(len(left))])
+        right = np.column_stack([right, np.asarray(head.bias[...], np.float64)])
+    (_, r_left), (_, r_right) = np.linalg.qr(left), np.linalg.qr(right)
+    return int(np.linalg.matrix_rank(r_left @ r_right.T, rtol=1e-5))
+
+
 def training(study: Study) -> dict[str, Any]:
     """What each way of training reaches, in how long; and whether counting is gradient descent's own answer."""
     text, rounds = study.text, study.effort.rounds
     curves = {"BabyGPT, AdamW": study.adamw.curve}
-    if "PyTorch" in loops():
+    if "PyTorch" in libraries():
         curves["BabyGPT, AdamW in PyTorch eager"] = study.pytorch.curve
     curves["BabyGPT, on counts"] = study.counts.curve
     vectorised = take_turns(rounds, it=lambda: count_matrix(text.split.train, text.vocab_size))["it"]
+    table = np.zeros((text.vocab_size, text.vocab_size), np.float32)
     clock = time.perf_counter()
-    looped = python_count(text.split.train[None, :-1], text.split.train[None, 1:], text.vocab_size)
+    looped = count(table, text.split.train[None, :-1], text.split.train[None, 1:])
     seconds = time.perf_counter() - clock
-    bigram = text.losses(study.bigram)
+    # The counts as they are on the training text; one more each on validation, where they know not every pair.
+    bigram = {"train": text.losses(study.unsmoothed)["train"], "val": text.losses(study.bigram)["val"]}
     curves["count bigram, looped"] = {"seconds": [seconds], "steps": [1], **{k: [v] for k, v in bigram.items()}}
     curves["count bigram"] = {"seconds": [vectorised], "steps": [1], **{k: [v] for k, v in bigram.items()}}
     adamw, counts = study.adamw.curve, study.counts.curve
@@ -147,63 +172,66 @@ def divergence(text: Text, model: Any, other: Any) -> float:
 def baselines(study: Study) -> dict[str, Any]:
     """A batch of the seed's sizes counted and looked up, element by element and by one indexing operation."""
     inputs, targets = study.batch()
-    vocab_size = study.text.vocab_size
     size, table = inputs.size, study.text.counts.astype(np.float32)
-    on_device, tokens = jnp.asarray(table), jnp.asarray(inputs)
-    count = jax.jit(lambda x, y: jnp.zeros((vocab_size, vocab_size)).at[x, y].add(1))
-    look_up = jax.jit(lambda table, tokens: table[tokens])
-    count_seconds = take_turns(study.effort.rounds, it=lambda: count(inputs, targets))["it"]
-    look_up_seconds = take_turns(study.effort.rounds, it=lambda: look_up(on_device, tokens))["it"]
-    counted, looked_up = np.asarray(count(inputs, targets)), table[inputs]
+    expected = table.copy()
+    np.add.at(expected, (inputs, targets), 1)
     rows = {}
-    for library, loop in loops().items():
-        rows[library] = {
-            "count_us": 1e6
-            * take_turns(1, it=lambda loop=loop: loop.count_pairs(inputs, targets, vocab_size))["it"]
-            / size,
-            "look_up_us": 1e6 * take_turns(1, it=lambda loop=loop: loop.look_up(table, inputs))["it"] / size,
-            "difference": float(
-                max(
-                    np.abs(loop.count_pairs(inputs, targets, vocab_size) - counted).max(),
-                    np.abs(loop.look_up(table, inputs) - looked_up).max(),
-                )
-            ),
+    for name, library in libraries().items():
+        transition, x, y = (library.array(array) for array in (table, inputs, targets))
+        result = library.array(np.zeros((*inputs.shape, len(table)), np.float32))
+        library.look_up(transition, x, result)  # to warm up
+        clock = time.perf_counter()
+        looked_up = jax.block_until_ready(library.look_up(transition, x, result))
+        look_up_seconds = time.perf_counter() - clock
+        apart = np.abs(library.numpy(looked_up) - table[inputs]).max()
+        library.count(library.array(table), x[:1], y[:1])
+        clock = time.perf_counter()
+        counted = jax.block_until_ready(library.count(transition, x, y))
+        count_seconds = time.perf_counter() - clock
+        rows[name] = {
+            "count_us": 1e6 * count_seconds / size,
+            "look_up_us": 1e6 * look_up_seconds / size,
+            "difference": float(max(apart, np.abs(library.numpy(counted) - expected).max())),
         }
+    on_device, tokens = jnp.asarray(table), jnp.asarray(inputs)
+    look_up = jax.jit(lambda table, tokens: table[tokens])
+    seconds = take_turns(study.effort.rounds, it=lambda: look_up(on_device, tokens))["it"]
+    apart = np.abs(np.asarray(look_up(on_device, tokens)) - table[inputs]).max()
     return {
         "tokens": size,
         "loops": rows,
-        "one_operation": {
-            "count_us": 1e6 * count_seconds / size,
-            "look_up_us": 1e6 * look_up_seconds / size,
-            "difference": float(np.abs(np.asarray(look_up(on_device, tokens)) - looked_up).max()),
-        },
+        "one_operation": {"look_up_us": 1e6 * seconds / size, "difference": float(apart)},
     }
 
 
 def hardware(study: Study) -> dict[str, Any]:
     """What this device can do, and how much of it the two models' forward passes reach at a size that fills it."""
-    rounds, tokens, vocab_size, width = study.effort.rounds, 1 << 14, 1024, 256
-    random = np.random.default_rng(0)
-    ids = random.integers(0, vocab_size, (1, tokens)).astype(np.int32)
+    tokens = vocab_size = 4096  # a table that no cache holds
+    width, random = 256, np.random.default_rng(0)
+    ids = jnp.asarray(random.integers(0, vocab_size, (1, tokens)).astype(np.int32))
+    in_order = jnp.arange(tokens, dtype=jnp.int32)[None]
     table = jnp.asarray(random.normal(size=(vocab_size, vocab_size)).astype(np.float32))
-    square = jnp.asarray(random.normal(size=(2048, 2048)).astype(np.float32))
-    big = jnp.ones((tokens, vocab_size))
     model = BabyGPT.from_parameters(table[:, :width], table[:width], table[0])
-    forward, gather = jax.jit(lambda model, ids: model(ids)), jax.jit(lambda table, ids: table[ids])
-    product, copy = jax.jit(lambda a: a @ a), jax.jit(lambda a: a + 1)
-    on_device, in_order, one = jnp.asarray(ids), jnp.asarray(np.sort(ids)), jnp.asarray(ids[:, :1])
+
+    def forward(index, model, ids):
+        return model((ids + index) % vocab_size)
+
+    def gather(index, table, ids):
+        return table[(ids + index) % vocab_size]
+
     seconds = take_turns(
-        rounds,
-        product=lambda: product(square),
-        copy=lambda: copy(big),
-        forward=lambda: forward(model, on_device),
-        gather=lambda: gather(table, on_device),
-        gather_in_order=lambda: gather(table, in_order),
-        forward_one=lambda: forward(model, one),
-        gather_one=lambda: gather(table, one),
+        study.effort.rounds,
+        product=repeated(lambda index, square: square @ (square + index), table[:1024, :1024]),
+        copy=repeated(lambda index, table: table + index, table),
+        forward=repeated(forward, model, ids),
+        gather=repeated(gather, table, ids),
+        gather_in_order=repeated(gather, table, in_order),
+        forward_one=repeated(forward, model, ids[:, :1]),
+        gather_one=repeated(gather, table, ids[:, :1]),
     )
-    flops, written = 2 * tokens * vocab_size * width, 2 * 4 * tokens * vocab_size  # read and written
-    roof, bandwidth = 2 * 2048**3 / seconds["product"], written / seconds["copy"]
+    seconds = {name: each / CALLS for name, each in seconds.items()}
+    flops, moved = 2 * tokens * vocab_size * width, 2 * 4 * tokens * vocab_size  # read and written
+    roof, bandwidth = 2 * 1024**3 / seconds["product"], moved / seconds["copy"]
     return {
         "tokens": tokens,
         "vocab_size": vocab_size,
@@ -211,7 +239,7 @@ def hardware(study: Study) -> dict[str, Any]:
         "product_flops": roof,
         "copy_bytes": bandwidth,
         "forward_share_of_product": flops / seconds["forward"] / roof,
-        "gather_share_of_copy": written / seconds["gather"] / bandwidth,
+        "gather_share_of_copy": moved / seconds["gather"] / bandwidth,
         "random_over_ordered": seconds["gather"] / seconds["gather_in_order"],
         "forward_tokens_per_second": tokens / seconds["forward"],
         "gather_tokens_per_second": tokens / seconds["gather"],
@@ -222,7 +250,8 @@ def hardware(study: Study) -> dict[str, Any]:
 
 def generation(study: Study) -> dict[str, Any]:
     """Whether tokens are drawn as the models say, and what each writes."""
-    text, draws, tokenizer = study.text, study.effort.draws, study.tokenizer
+    text, tokenizer = study.text, study.tokenizer
+    draws = min(study.effort.draws, (1 << 28) // text.vocab_size)  # which are drawn at once
     context = int(np.bincount(text.split.train).argmax())
     key = jax.random.key(study.seed)
     prompts = np.full((draws, 1), context, np.int32)
@@ -235,7 +264,7 @@ def generation(study: Study) -> dict[str, Any]:
     softmax = np.asarray(jax.nn.softmax(Bigram(jnp.asarray(text.counts), 0.0)(jnp.asarray(seen[:, None]))[:, 0]))
     newline = tokenizer.encode("\n") if "\n" in getattr(tokenizer, "characters", "\n") else study.ids[:1]
     models = {
-        "count bigram": study.bigram,
+        "count bigram": study.unsmoothed,
         "BabyGPT, AdamW": study.adamw.model,
         "BabyGPT, on counts": study.counts.model,
     }
@@ -247,6 +276,7 @@ def generation(study: Study) -> dict[str, Any]:
         "drawn_apart": float(np.abs(drawn / draws - expected).sum() / 2),
         "apart_by_chance": by_chance,
         "draws": draws,
+        "rows_by_hand": len(seen),
         "by_hand_difference": float(np.abs(by_hand - softmax).max()),
         "characters_without_successor": int((totals == 0).sum()),
         "samples": samples,
@@ -263,7 +293,7 @@ def equivalence(study: Study) -> dict[str, Any]:
     apart = jnp.abs(jax.nn.softmax(equal(contexts)[:, 0]) - jnp.exp(log_rows)).max()
     wide = replace(study.config, model=replace(study.model_config, n_embd=text.vocab_size))
     *_, (_, _, learned) = train(wide, text.tokens, text.vocab_size, [wide.train.steps])
-    narrower = fit_counts(text.pairs, text.vocab_size - 1, tolerance=1e-4)
+    narrower = fit_counts(text.pairs, text.vocab_size - 1, bias=study.model_config.bias, tolerance=1e-4)
     return {
         "vocab_size": text.vocab_size,
         "probabilities_apart": float(apart),
@@ -291,7 +321,14 @@ def expressiveness(study: Study) -> dict[str, Any]:
     small, gaps = text.vocab_size <= 512, []
     for width in widths:
         starts = 3 if small and width <= 16 else 1  # where the narrow have local minima
-        fit = fit_counts(text.pairs, width, starts=starts, seed=study.seed, tolerance=1e-5 if small else 2e-3)
+        fit = fit_counts(
+            text.pairs,
+            width,
+            bias=study.model_config.bias,
+            starts=starts,
+            seed=study.seed,
+            tolerance=1e-5 if small else 2e-3,
+        )
         gaps.append(max(0.0, text.losses(fit.model)["train"] - text.entropy))
     return {"n_embd": widths, "gap": gaps}
 
@@ -334,17 +371,16 @@ def matrices(study: Study) -> dict[str, Any]:
     shown = np.sort(np.argsort(-np.bincount(text.split.train, minlength=text.vocab_size), kind="stable")[:SHOWN])
     rows = jnp.asarray(shown[:, None])
     learned = np.asarray(jax.nn.log_softmax(study.adamw.model(rows)[:, 0]))[:, shown]
-    counted = np.asarray(study.bigram(rows)[:, 0])[:, shown]
     embedding = np.asarray(study.adamw.model.token_embedding.embedding[...], np.float64)
     weight = np.bincount(text.split.train, minlength=text.vocab_size) / len(text.split.train)
     centred = embedding - weight @ embedding
     _, spread, axes = np.linalg.svd(centred * np.sqrt(weight)[:, None], full_matrices=False)
-    plane = centred[shown] @ axes[:2].T
+    plane = np.pad(centred[shown] @ axes[:2].T, ((0, 0), (0, max(0, 2 - len(axes)))))
     return {
         "characters": [name_of(study.tokenizer, int(token)) for token in shown],
         "share_of_text": float(weight[shown].sum()),
         "counts": text.counts[np.ix_(shown, shown)].tolist(),
-        "bigram": counted.round(4).tolist(),
+        "totals": text.counts[shown].sum(1).tolist(),
         "babygpt": learned.round(4).tolist(),
         "embedding": plane.round(4).tolist(),
         "embedding_share": float((spread[:2] ** 2).sum() / (spread**2).sum()),
@@ -369,6 +405,8 @@ SUBJECTS: dict[str, Callable[[Study], dict[str, Any]]] = {
 def measure(corpus: Corpus, config: Config, effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:
     """Every figure of the report, by subject; `say` is told what is being measured."""
     study = Study(corpus, config, effort)
+    if study.text.entropy == 0:
+        raise DataError(f"{corpus.name} leaves nothing to compare: each token is always followed by the same one")
     results: dict[str, Any] = {
         "corpus": {
             "name": corpus.name,

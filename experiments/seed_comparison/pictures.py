@@ -38,7 +38,7 @@ def counts(results: Results, figure: Figure, theme: dict[str, str]) -> None:
 
 
 def bigram(results: Results, figure: Figure, theme: dict[str, str]) -> None:
-    table = np.array(results["matrices"]["bigram"])
+    table = _log_frequencies(results)
     _matrix(results, figure, table, "Count bigram", "log-probability (nats)", theme["matrix"], vmin=-10, vmax=0)
 
 
@@ -48,11 +48,14 @@ def babygpt(results: Results, figure: Figure, theme: dict[str, str]) -> None:
 
 
 def difference(results: Results, figure: Figure, theme: dict[str, str]) -> None:
-    table = np.array(results["matrices"]["babygpt"]) - np.array(results["matrices"]["bigram"])
-    unseen = np.array(results["matrices"]["counts"]) == 0
-    table = np.ma.masked_where(unseen, table)
-    title = "BabyGPT less bigram, pairs seen"
+    table = np.array(results["matrices"]["babygpt"]) - _log_frequencies(results)
+    title = "BabyGPT less bigram"
     _matrix(results, figure, table, title, "difference (nats)", theme["difference"], vmin=-3, vmax=3)
+
+
+def _log_frequencies(results: Results) -> Any:
+    matrices = results["matrices"]
+    return np.ma.log(np.array(matrices["counts"], float)) - np.log(np.maximum(matrices["totals"], 1))[:, None]
 
 
 def _matrix(results: Results, figure: Figure, table: Any, title: str, unit: str, colours: str, **scale: Any) -> None:

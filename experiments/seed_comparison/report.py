@@ -78,7 +78,11 @@ def pictures_of(results: Results, section: int) -> list[str]:
     )
     match section:
         case 2:
-            text = "Exact losses in nats per token; seconds of training alone, compilation and evaluation apart."
+            text = (
+                "Exact losses in nats per token; seconds of training alone, compilation and evaluation apart. The "
+                "bigram's loss is that of the counts themselves on train and with add-one smoothing on val, where "
+                "without it a pair never seen costs infinity."
+            )
             return [*training_table(results), picture("loss", "Training loss against seconds, and the floor"), "", text]
         case 3:
             text = (
@@ -129,7 +133,8 @@ def markdown(results: Results) -> str:
         f"x {options['block_size']} tokens at {options['learning_rate']:g}, seed {options['seed']}.",
         "",
         f"`{results['command']}`, {results['date']}, {results['machine']}, {results['device']}, Python "
-        f"{results['python']}, {', '.join(f'{name} {number}' for name, number in versions.items())}.",
+        f"{results['python']}, {', '.join(f'{name} {number}' for name, number in versions.items())}; in "
+        f"{results['elapsed']:.0f} s.",
     ]
     for section, title in SECTIONS.items():
         lines += ["", f"## {section}. {title}", "", *claims_table(results, section), *pictures_of(results, section)]

@@ -36,7 +36,7 @@ class Effort:
     """How much is measured: all of it, or, in the tests, little."""
 
     factors: tuple[float, ...] = FACTORS
-    rounds: int = 5
+    rounds: int = 9
     widths: tuple[int, ...] = (4, 16, 32)
     full_width_vocab: int = 96
     draws: int = 100_000
@@ -84,6 +84,7 @@ class Study:
         self.ids = self.tokenizer.encode(corpus.text)
         self.text = Text(self.ids, self.tokenizer.vocab_size, self.tokenizer.byte_lengths, config.model.block_size)
         self.bigram = Bigram.from_tokens(self.text.split.train, self.text.vocab_size)
+        self.unsmoothed = Bigram(self.bigram.counts[...], 0.0)
         self.seed = config.train.seed
 
     def batch(self, step: int = 0) -> tuple[np.ndarray, np.ndarray]:

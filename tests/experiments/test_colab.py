@@ -26,7 +26,7 @@ def test_it_runs_and_shows_what_it_promises():
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(EXPERIMENTS)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     printed = "".join(output.get("text", "") for output in outputs)
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    pictures = [output for output in outputs if "image/svg+xml" in output.get("data", {})]
     assert len(pictures) == 2
     assert "300 steps in" in printed
     assert all(f"--- {name}" in printed for name in ("count bigram", "BabyGPT, AdamW", "BabyGPT, on counts"))

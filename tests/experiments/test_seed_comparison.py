@@ -19,11 +19,11 @@ from markdown_it import MarkdownIt
 
 from babyjax import Corpus, load_corpus
 from babyjax.config import load_config
-from babyjax.errors import ConfigError, DivergenceError
+from babyjax.errors import ConfigError, DataError, DivergenceError
 from experiments.record import provenance
 from experiments.seed_comparison import __main__ as door
 from experiments.seed_comparison import scaling
-from experiments.seed_comparison.baselines import loops
+from experiments.seed_comparison.baselines import libraries
 from experiments.seed_comparison.claims import CLAIMS, FAILS, HOLDS, LIMIT, SECTIONS, Verdict, in_words
 from experiments.seed_comparison.measure import measure
 from experiments.seed_comparison.pictures import PICTURES, visible
@@ -63,7 +63,7 @@ def measured():
     said = []
     found = measure(corpus, config, LITTLE, said.append)
     assert said == list(dict.fromkeys(said)) != []
-    return {**provenance("experiments.seed_comparison"), **found}
+    return {**provenance("experiments.seed_comparison"), "elapsed": 1.0, **found}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_what_each_way_of_training_and_each_size_costs_is_there(results):
         results["training"]["curves"]
     )
     assert set(results["scaling"]["BabyGPT forward"]["axes"]) == set("BTVD")
-    assert set(results["baselines"]["loops"]) == set(loops())
+    assert set(results["baselines"]["loops"]) == set(libraries())
 
 
 # A claim, changes of results, the verdict that follows: two at least for each.
@@ -147,12 +147,12 @@ CASES = [
     ("training_cost", {(*CURVE, "seconds", -1): 1e6}, FAILS),
     (
         "counting_cost",
-        {("scaling", "counting a batch, looped", "axes", axis, "exponents", "seconds"): 1.0 for axis in "BT"}
-        | {("training", "curves", "count bigram", "seconds", 0): 1e-9},
-        LIMIT,
+        {("scaling", "counting a batch, looped", "axes", axis, "exponents", "seconds"): 1.0 for axis in "BT"},
+        HOLDS,
     ),
     ("counting_cost", {("scaling", "counting a batch, looped", "axes", "B", "exponents", "seconds"): 2.0}, FAILS),
-    ("memory_access", {("hardware", "gather_share_of_copy"): 0.8}, FAILS),
+    ("memory_access", {("hardware", "gather_share_of_copy"): 0.8, ("hardware", "random_over_ordered"): 1.0}, FAILS),
+    ("memory_access", {("hardware", "gather_share_of_copy"): 0.8, ("hardware", "random_over_ordered"): 1.5}, LIMIT),
     ("memory_access", {("hardware", "gather_share_of_copy"): 0.3}, LIMIT),
     ("memory_access", {("hardware", "gather_share_of_copy"): 0.1}, HOLDS),
     ("one_look_up_one_product", {}, HOLDS),
@@ -175,9 +175,14 @@ CASES = [
     ("need_not_converge", {("equivalence", "adamw_gap"): 1e-5}, FAILS),
     ("best_representation", {(*CURVE, "val", -1): 99.0}, FAILS),
     ("best_representation", {(*CURVE, "val", -1): 0.1}, LIMIT),
+    ("best_representation", {(*CURVE, "val", -1): 0.1, ("extension", "ngram_val", "2"): 0.05}, FAILS),
     ("best_representation", {(*CURVE, "train", -1): 0.1}, HOLDS),
     ("serial", {("hardware", "gather_gain_of_batch"): 40.0}, FAILS),
     ("serial", {("training", "halves_difference"): 1}, HOLDS),
+    ("trains_on_the_device", {}, HOLDS),
+    ("trains_on_the_device", {("structure", "host_calls"): 2}, FAILS),
+    ("slower_on_a_device", {("baselines", "loops", "JAX", "count_us"): 1e6}, HOLDS),
+    ("slower_on_a_device", {("baselines", "loops", "JAX", "count_us"): 1e-6}, FAILS),
     ("utilisation", {("hardware", "gather_share_of_copy"): 0.9, ("hardware", "forward_share_of_product"): 0.5}, LIMIT),
     ("utilisation", {("hardware", "gather_share_of_copy"): 0.1, ("hardware", "forward_share_of_product"): 0.5}, HOLDS),
     ("launches", {("baselines", "loops", "JAX", "look_up_us"): 1e6}, HOLDS),
@@ -190,13 +195,14 @@ CASES = [
     ("suits_a_gpu", {("hardware", "gather_tokens_per_second"): 1e15}, LIMIT),
     ("suits_a_gpu", {("hardware", "gather_tokens_per_second"): 1.0}, HOLDS),
     ("bottleneck", {("expressiveness", "gap", -1): 0.4}, HOLDS),
-    ("bottleneck", {("expressiveness", "gap", -1): 1e-5}, FAILS),
+    ("bottleneck", {("expressiveness", "gap", -1): 1e-5}, LIMIT),
+    ("bottleneck", {("structure", "rank"): 1000}, FAILS),
     ("expresses_less", {("expressiveness", "gap"): [0.5, 1e-5]}, LIMIT),
     ("expresses_less", {("expressiveness", "gap"): [0.5, 0.1]}, HOLDS),
     ("different_ways", {("training", "predictions_apart"): 0.01}, LIMIT),
     ("different_ways", {("training", "predictions_apart"): 1.0}, HOLDS),
     ("extends", {("extension", "rung_val"): 1.0, ("extension", "ngram_val", "3"): 1.0}, LIMIT),
-    ("extends", {("extension", "rung_val"): 1.0, ("extension", "ngram_val"): {"2": 99.0}}, HOLDS),
+    ("extends", {("extension", "rung_val"): 1.0, ("extension", "ngram_val"): {"2": 2.0, "3": 2.1}}, HOLDS),
     ("extends", {("extension", "rung_val"): 99.0}, FAILS),
     ("in_disguise", {}, HOLDS),
     ("in_disguise", {("structure", "moved_by_earlier_tokens"): 0.1}, FAILS),
@@ -224,12 +230,14 @@ def test_every_claim_is_seen_with_two_verdicts():
 
 def test_the_loops_count_and_look_up_what_one_operation_does(rng):
     inputs, targets = rng.integers(0, 5, (2, 3, 4))
-    expected = np.zeros((5, 5))
-    np.add.at(expected, (inputs, targets), 1)
     table = rng.normal(size=(5, 5)).astype(np.float32)
-    for library in loops().values():
-        assert (library.count_pairs(inputs, targets, 5) == expected).all()
-        assert (library.look_up(table, inputs) == table[inputs]).all()
+    expected = table.copy()
+    np.add.at(expected, (inputs, targets), 1)
+    for library in libraries().values():
+        x, y = library.array(inputs), library.array(targets)
+        result = library.array(np.zeros((3, 4, 5), np.float32))
+        assert (library.numpy(library.look_up(library.array(table), x, result)) == table[inputs]).all()
+        assert library.numpy(library.count(library.array(table), x, y)) == pytest.approx(expected)
 
 
 @given(exponent=st.floats(-3, 3), factor=st.floats(1e-3, 1e3))
@@ -251,6 +259,12 @@ def test_a_run_that_diverges_says_so():
     study = Study(Corpus("letters", "abcab" * 40), config, LITTLE)
     with pytest.raises(DivergenceError, match=r"smaller optimizer\.learning_rate"):
         _ = study.adamw
+
+
+@pytest.mark.parametrize("text", ["a" * 300, "ab" * 200])
+def test_a_text_that_leaves_nothing_to_learn_is_refused(text):
+    with pytest.raises(DataError, match="nothing to compare"):
+        measure(Corpus("dull", text), load_config([]), LITTLE, print)
 
 
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("|`*_<>&\\[]()#~!-+\n")))
@@ -307,6 +321,8 @@ def test_a_change_of_a_figure_changes_the_page(results):
     [
         ("model=gpt2", "has no meaning here"),
         ("trainer=counts", "has no meaning here"),
+        ("optimizer=lion", "has no meaning here"),
+        ("optimizer.clip_norm=1", "has no meaning here"),
         ("data.pth=x", "did you mean data.path"),
         ("model.n_embd=none", "not an integer"),
         ("rubbish", "options are written key=value"),
@@ -328,8 +344,7 @@ def test_the_page_opens_in_a_browser(report, width, scheme):
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no Chromium here")
-    from playwright.sync_api import sync_playwright
-
+    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
     messages, requests = [], []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
