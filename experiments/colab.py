@@ -39,7 +39,7 @@ held = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib") if 
 if "babyjax" not in installed:
     here = ".." if pathlib.Path("../babyjax/conf").is_dir() else source
     if not here:
-        raise SystemExit("say in `source`, above, where babyjax is")
+        raise RuntimeError("say in `source`, above, where babyjax is")
     constraints = pathlib.Path(tempfile.mkdtemp()) / "constraints.txt"
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in held.items()))
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", constraints, here], check=True)
