@@ -179,12 +179,14 @@ PICTURES: dict[str, Callable[[Results, Figure, dict[str, str]], None]] = {
 
 
 def draw(results: Results) -> dict[str, str]:
-    """File name to SVG: `loss.svg` and `loss-dark.svg`, and so on."""
-    return {
-        f"{name}{suffix}.svg": _svg(lambda figure, theme, picture=picture: picture(results, figure, theme), theme)
-        for name, picture in PICTURES.items()
-        for suffix, theme in (("", LIGHT), ("-dark", DARK))
-    }
+    """File name to SVG: `loss.svg` and, the same in the colours of a dark page, `loss-dark.svg`; and so on."""
+    drawn = {}
+    for name, picture in PICTURES.items():
+        drawn[f"{name}.svg"] = svg = _svg(lambda figure, theme, picture=picture: picture(results, figure, theme), LIGHT)
+        for part in ("paper", "ink", "grid"):
+            svg = svg.replace(LIGHT[part], DARK[part])
+        drawn[f"{name}-dark.svg"] = svg
+    return drawn
 
 
 def _svg(picture: Callable[[Figure, dict[str, str]], None], theme: dict[str, str]) -> str:

@@ -161,7 +161,7 @@ code {{ font-size: 0.85em; }}
 @media (max-width: 46rem) {{
   thead {{ display: none; }}
   tr {{ display: block; border: 1px solid var(--line); border-radius: 0.5rem; margin: 0.8rem 0; }}
-  td {{ display: block; border: 0; text-align: left !important; }}
+  td {{ display: block; width: auto !important; border: 0; text-align: left !important; }}
   td::before {{ content: attr(data-label); display: block; font-size: 0.75rem; opacity: 0.7; }}
   td[style] {{ display: flex; justify-content: space-between; }}
 }}

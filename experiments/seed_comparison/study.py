@@ -1,6 +1,7 @@
 """A corpus, the options of BabyGPT v1 on it, and the ways to train on it, each followed by its exact losses."""
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,7 +136,7 @@ class Study:
     @cached_property
     def counts(self) -> Trained:
         """On the pair counts, from the SVD of their logarithms; counting is part of its seconds."""
-        follow(self._fit(), self.text)  # to compile
+        deque(self._fit(), maxlen=0)  # to compile
         return follow(self._fit(), self.text)
 
     def _fit(self) -> Iterator[Mark]:
