@@ -234,7 +234,7 @@ def counting_cost(r: Results) -> Finding:
 @claim(
     3,
     "BabyGPT reads memory contiguously, the bigram at scattered indices.",
-    "bytes/s of `transition[idx]` at random indices in a table no cache holds (V = 4,096), beside copying as many",
+    "bytes/s of `transition[idx]` at random indices in a table of 64 MiB (V = 4,096), beside copying as many",
 )
 def memory_access(r: Results) -> Finding:
     share, order = r["hardware"]["gather_share_of_copy"], r["hardware"]["random_over_ordered"]
