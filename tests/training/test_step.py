@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from ladder import filled, small
 from babyjax import BabyGPT, batch_at
 from babyjax.config import load_config
 from babyjax.errors import ConfigError, DivergenceError
+from babyjax.models import make_model
 from babyjax.training.loop import dispatches
 from babyjax.training.optimizer import make_optimizer
 from babyjax.training.step import MAX_STEPS_PER_DISPATCH, dropout_key, init_state, make_advance, start_key, train_step
@@ -130,6 +133,49 @@ def test_parts_and_steps_drop_out_differently():
     batches = {bytes(np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.key(0), n)))) for n in range(1000)}
     assert len(keys) == 1000
     assert not keys & (batches | {bytes(np.asarray(jax.random.key_data(start_key(0))))})
+
+
+def products(state, batch, optimizer=OPTIMIZER) -> int:
+    return str(jax.make_jaxpr(lambda state: train_step(state, batch, optimizer))(state)).count("dot_general")
+
+
+@pytest.mark.parametrize("rows", [2, 5])
+def test_halves_side_by_side_give_the_step_of_the_whole(rows, monkeypatch):
+    optimizer = make_optimizer(load_config(["optimizer=sgd"]).optimizer, 10)
+    model = filled(replace(small("babygpt-v10-dropout"), unroll=9), V)
+    state, batch = init_state(model, optimizer), batch_at(TOKENS, 1, 0, rows, 8)
+    whole, loss = jax.jit(lambda state: train_step(state, batch, optimizer))(state)
+    operations = products(state, batch, optimizer)
+    monkeypatch.setattr("babyjax.training.step.HALVED_FROM", 0)
+    assert products(state, batch, optimizer) == 2 * operations
+    after, same_loss = jax.jit(lambda state: train_step(state, batch, optimizer))(state)
+    assert float(same_loss) == pytest.approx(float(loss), rel=1e-6)
+    chex.assert_trees_all_close(after.model, whole.model, rtol=1e-5, atol=1e-6)
+
+
+def test_halves_side_by_side_drop_out_differently(monkeypatch):
+    monkeypatch.setattr("babyjax.training.step.HALVED_FROM", 0)
+    model = filled(replace(small("babygpt-v10-dropout"), unroll=9), V)
+    row = jax.tree.map(lambda tokens: tokens[:1], batch_at(TOKENS, 1, 0, 1, 8))
+    state, pair = init_state(model, OPTIMIZER), jax.tree.map(lambda tokens: jnp.tile(tokens, (2, 1)), row)
+    step = jax.jit(lambda batch, key: train_step(state, batch, OPTIMIZER, key)[1])
+    assert float(step(pair, dropout_key(0, 0))) != pytest.approx(float(step(row, dropout_key(0, 0))), rel=1e-5)
+
+
+def test_small_steps_looped_blocks_and_single_rows_are_not_halved(monkeypatch):
+    def halved(rows, **changes):
+        config = replace(load_config(["model=gpt-tiny"]).model, **changes)
+        state = jax.eval_shape(lambda: init_state(make_model(config, 65, start_key(0)), OPTIMIZER))
+        batch = batch_at(TOKENS, 1, 0, rows, config.block_size)
+        monkeypatch.setattr("babyjax.training.step.HALVED_FROM", 4e8)
+        here = products(state, batch)
+        monkeypatch.setattr("babyjax.training.step.HALVED_FROM", float("inf"))
+        return here == 2 * products(state, batch)
+
+    assert halved(12)
+    assert not halved(12, unroll=1)
+    assert not halved(12, n_embd=32)
+    assert not halved(1, n_embd=512)
 
 
 def test_a_batch_without_equal_parts_is_refused():
