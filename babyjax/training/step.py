@@ -19,9 +19,9 @@ from babyjax.errors import ConfigError
 from babyjax.training.objective import sum_nats
 from babyjax.training.throughput import training_flops
 
-# Where blocks are unrolled, a CPU works from so many flop on on two halves of a batch side by side: XLA runs most small
-# operations on one core, and the other half has work for the rest. Smaller steps are bound by how many operations there
-# are, and two loops over blocks do not overlap.
+# Flop a step from which a CPU works on two halves of a batch side by side, where blocks are unrolled: XLA runs most of
+# the small operations on one core, and the other half has work for the rest. Smaller steps are bound by how many
+# operations there are, and two loops over blocks do not overlap.
 HALVED_FROM = 4e8
 # Losses a dispatch can return: the most steps it can run.
 MAX_STEPS_PER_DISPATCH = 1024
@@ -79,8 +79,9 @@ def train_step(
 def _nats(model, inputs: Int[Array, "b T"], targets: Int[Array, "b T"], key: Key[Array, ""] | None):
     """`sum_nats`, where it pays as the sum of two halves that do not wait for each other."""
     one_cpu = [device.platform for device in jax.devices()] == ["cpu"]
-    large = training_flops(model, inputs.shape[1]) * inputs.size >= HALVED_FROM and model.unroll >= model.n_layer
-    if not (one_cpu and large) or len(inputs) == 1:
+    unrolled = 0 < model.n_layer <= model.unroll
+    large = training_flops(model, inputs.shape[1]) * inputs.size >= HALVED_FROM
+    if not (one_cpu and unrolled and large) or len(inputs) == 1:
         return sum_nats(model, inputs, targets, key)
     keys = (None, None) if key is None else jax.random.split(key)
     return sum(sum_nats(model, inputs[half::2], targets[half::2], keys[half]) for half in range(2))

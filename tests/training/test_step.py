@@ -174,6 +174,7 @@ def test_small_steps_looped_blocks_and_single_rows_are_not_halved(monkeypatch):
 
     assert halved(12)
     assert not halved(12, unroll=1)
+    assert not halved(64, n_layer=0, n_embd=2048)
     assert not halved(12, n_embd=32)
     assert not halved(1, n_embd=512)
 
