@@ -1,216 +1,308 @@
-"""The options of a run: their values from `conf/`, and the command line on top.
+"""Every option of a run: type, default, range and help.
 
-`key=value` sets one option, `group=choice` picks a file of `conf/group/`. A value is read by the type of its option, so
-text needs no quoting beyond the shell's. Nothing here imports JAX: a typo is answered at once.
+`options.py` reads them from the command line, `presets.py` has the named combinations. All config classes are frozen
+and hashable, so that a model can keep its config as static data. Nothing here imports JAX.
 """
 
 import difflib
-import math
-import re
-from dataclasses import MISSING, asdict, fields, is_dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
-import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from babyjax.errors import ConfigError, RunError
-from babyjax.files import replace_file
-from babyjax.schema import GROUPS, BabyGPTConfig, Config, DataConfig
+from babyjax.errors import ConfigError
+from babyjax.text import shorten
 
-CONF = Path(__file__).parent / "conf"
-
-T = TypeVar("T")
+Some = TypeVar("Some", bound="Options")
 
 
-class Option(NamedTuple):
-    """One option of a config object."""
-
-    value: Any
-    type: Any
-    help: str
-    interval: str
-    choices: tuple[str, ...]
-    free: bool
+def option(default: Any, description: str, *, free: bool = False, **limits: Any) -> Any:
+    """A field with help text. A `free` option may differ when a run is continued."""
+    return Field(default, description=description, json_schema_extra={"free": free}, **limits)
 
 
-def options_of(config: Any, prefix: str = "") -> dict[str, Option]:
-    """Dotted key to option of a config object, `name`s aside: those belong to the groups."""
-    options = {}
-    for item in fields(config):
-        key, value = prefix + item.name, getattr(config, item.name)
-        if is_dataclass(value):
-            options |= options_of(value, key + ".")
-        elif item.name != "name":
-            options[key] = Option(value, item.type, **item.metadata)
-    return options
+def size(default: Any, description: str, *, free: bool = False) -> Any:
+    """A positive integer option."""
+    return option(default, description, free=free, ge=1, le=2e9)
 
 
-def choices_of(group: str) -> list[str]:
-    """What a group can be, by its files, v2 before v10."""
-    names = (path.stem for path in (CONF / group).glob("*.yaml"))
-    return sorted(names, key=lambda name: re.sub(r"\d+", lambda number: number[0].zfill(9), name))
+def count(default: Any, description: str) -> Any:
+    """A non-negative integer option."""
+    return option(default, description, ge=0, le=2e9)
 
 
-def parse_arguments(argv: list[str]) -> dict[str, str]:
-    """`key=value` arguments to a dictionary, the last of a key winning. Raises `ConfigError` for anything else."""
-    arguments = {}
-    for argument in argv:
-        key, equals, value = argument.partition("=")
-        if not equals or not key or key.startswith("-"):
-            raise ConfigError(f"{argument!r} is not an option; options are written key=value (see --help)")
-        arguments[key] = value
-    return arguments
+class Options(BaseModel):
+    """Base of the config classes. Raises: ConfigError, in one sentence, if a value is invalid."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True, allow_inf_nan=False)
+    group: ClassVar[str] = ""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _validate(cls, values: Any, handler: Any) -> Any:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            raise ConfigError(_sentence(cls, error.errors()[0])) from None
+
+    @classmethod
+    def key(cls, name: str) -> str:
+        """The name of an option as typed, "model.n_embd"."""
+        return f"{cls.group}.{name}" if cls.group else name
+
+    def replace(self: Some, **changes: Any) -> Some:
+        """Return a validated copy with some options changed."""
+        return type(self)(**{**dict(self), **changes})
 
 
-def _unknown(what: str, given: str, known: list[str]) -> ConfigError:
+def shown(value: Any) -> str:
+    """A value as text, shortened if it is long."""
+    text = value if isinstance(value, str) else "true" if value is True else "false" if value is False else str(value)
+    return shorten(text)
+
+
+def unknown(what: str, given: str, known: list[str]) -> ConfigError:
+    """The error for a name that does not exist, with the closest that does."""
+    given = shown(given)
     same_name = [key for key in known if key.rpartition(".")[2] == given.rpartition(".")[2]]
-    close = same_name or difflib.get_close_matches(given, known, n=1)
+    longer = [key for key in known if key.startswith(given)]
+    close = same_name or difflib.get_close_matches(given, longer or known, n=1)
     siblings = [key for key in known if "." not in key or key.partition(".")[0] == given.partition(".")[0]]
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(siblings)}"
+    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(siblings)}"
     return ConfigError(f"unknown {what} {given!r}; {hint}")
 
 
-def _inside(value: int | float, interval: str) -> bool:
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
-    above = value >= low if interval[0] == "[" else value > low
-    below = value <= high if interval[-1] == "]" else value < high
-    return above and below and math.isfinite(value)
+def interval_of(field: Any) -> str:
+    """The range of a numeric option as written in mathematics, "[0, 1)"; empty if it has none."""
+    bounds = {}
+    for limit in field.metadata:
+        for name in ("ge", "gt", "le", "lt"):
+            if hasattr(limit, name):
+                bounds[name] = f"{getattr(limit, name):g}".replace("e+0", "e").replace("e-0", "e-")
+    if not bounds:
+        return ""
+    low = f"[{bounds['ge']}" if "ge" in bounds else f"({bounds['gt']}"
+    return f"{low}, {bounds['le']}]" if "le" in bounds else f"{low}, {bounds['lt']})"
 
 
-def _parse(key: str, value: Any, kind: Any) -> Any:
-    """A value of type `kind` from YAML or from the command line, where everything is text."""
-    if optional := [inner for inner in (str, int, float) if kind == inner | None]:
-        if value is None or value in ("null", "none"):
-            return None
-        kind, value = optional[0], str(value)
-    try:
-        if kind is bool and str(value).lower() in ("true", "false"):
-            return str(value).lower() == "true"
-        if kind is int and not isinstance(value, (bool, float)):
-            return int(value)
-        if kind is float and not isinstance(value, bool):
-            return float(value)
-        if kind is str and isinstance(value, str):
-            return value
-    except (TypeError, ValueError):
-        pass
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
-    raise ConfigError(f"{key}={value} is not {names[kind]}")
+def choices_of(field: Any) -> tuple[str, ...]:
+    """The values of an option that is one of a few words; empty for any other."""
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
 
 
-def _check(key: str, option: Option) -> None:
-    if option.choices and option.value not in option.choices:
-        raise _unknown(f"value of {key}:", str(option.value), list(option.choices))
-    if option.interval and option.value is not None and not _inside(option.value, option.interval):
-        raise ConfigError(f"{key}={option.value} is out of range; it must lie in {option.interval}")
+def _sentence(cls: type[Options], error: Any) -> str:
+    """One pydantic error in our words."""
+    if not error["loc"]:
+        return f"{cls.group or 'the configuration'}={shown(error.get('input'))} is invalid: expected a {cls.__name__}"
+    name, value, kind = str(error["loc"][0]), error.get("input"), error["type"]
+    key, field = cls.key(name), cls.model_fields.get(name)
+    if field is None:
+        return str(unknown("option", key, [cls.key(known) for known in cls.model_fields]))
+    if kind == "literal_error":
+        return str(unknown(f"value of {key}:", shown(value), list(choices_of(field))))
+    if kind in ("greater_than_equal", "greater_than", "less_than_equal", "less_than", "finite_number"):
+        return f"{key}={shown(value)} is out of range; it must lie in {interval_of(field)}"
+    return f"{key}={shown(value)} is invalid: {error['msg'].lower()}"
 
 
-def _build(schema: type, values: Any, prefix: str = "") -> Any:
-    """A config object from nested dictionaries: every option there, of its type, and none besides."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"{prefix or 'the configuration'} is not a table of options")
-    names = {item.name for item in fields(schema)}
-    if odd := (set(values) ^ names) - {item.name for item in fields(schema) if item.default is not MISSING}:
-        raise ConfigError(f"{prefix}{min(map(str, odd))} is {'unknown' if odd - names else 'missing'}")
-    built = {}
-    for item in fields(schema):
-        key, value = prefix + item.name, values.get(item.name, item.default)
-        if item.name in GROUPS and prefix == "":
-            value = value if isinstance(value, dict) else {}
-            name = value.get("name")
-            kind = DataConfig if value.get("path") else GROUPS[item.name].get(str(name).partition("-")[0])
-            if kind is None:
-                raise _unknown(item.name, str(name), choices_of(item.name))
-            built[item.name] = _build(kind, value, key + ".")
-        elif is_dataclass(item.type):
-            built[item.name] = _build(cast(type, item.type), value, key + ".")
-        else:
-            built[item.name] = _parse(key, value, item.type)
-    return schema(**built)
+class ModelConfig(Options):
+    group: ClassVar[str] = "model"
+    block_size: int = option(8, "tokens in a training window", ge=1, le=1e9)
+
+    @property
+    def is_v1(self) -> bool:
+        """Whether this is BabyGPT v1, an embedding and a linear head in float32 and nothing else."""
+        return False
 
 
-def _with_arguments(config: T, arguments: dict[str, str], groups: tuple[str, ...] = ()) -> T:
-    """`config` with dotted keys set from text, every value checked."""
-    known = options_of(config)
-    for key, text in arguments.items():
-        if key not in known:
-            raise _unknown("option", key, [*groups, *known])
-        *path, name = key.split(".")
-        target = config
-        for part in path:
-            target = getattr(target, part)
-        setattr(target, name, _parse(key, text, known[key].type))
-    for key, option in options_of(config).items():
-        _check(key, option)
-    return config
+class BigramConfig(ModelConfig):
+    """The count bigram."""
+
+    smoothing: float = option(1.0, "added to every count", ge=0, le=1e9)
+    counting: Literal["corpus", "windows"] = option("corpus", "count every pair once, or random training windows")
 
 
-def load_config(argv: list[str]) -> Config:
-    """The config of a training run, from its command-line arguments.
+class BabyGPTConfig(ModelConfig):
+    """A network of the ladder; the defaults are BabyGPT v1."""
 
-    Raises `ConfigError` for an option that does not exist or a value it cannot have.
-    """
-    from hydra import compose, initialize_config_dir  # only training composes groups
-    from omegaconf import OmegaConf
+    n_embd: int = count(32, "embedding width (0: the unigram model)")
+    bias: bool = option(True, "bias in the head")
+    position: bool = option(False, "learned position embedding")
+    n_layer: int = option(0, "transformer blocks", ge=0, le=1000)
+    n_head: int = option(1, "attention heads", ge=1, le=1e4)
+    feed_forward: int = option(0, "feed-forward width over n_embd (0: none)", ge=0, le=64)
+    activation: Literal["relu", "gelu"] = option("relu", "activation of the feed-forward")
+    residual: bool = option(False, "residual connections")
+    projection: bool = option(False, "output projection of attention and feed-forward")
+    norm: bool = option(False, "layer norm before attention, feed-forward and head")
+    dropout: float = option(0.0, "dropout rate", ge=0, lt=1)
+    attention_bias: bool = option(False, "bias of queries, keys and values")
+    tied: bool = option(False, "head shares the token embedding")
+    vocab_size: int | None = size(None, "room for this many tokens (empty: as many as the text has)")
+    initialization: Literal["pytorch", "gpt2"] = option("pytorch", "initialization of the parameters")
+    dtype: Literal["float32", "bfloat16"] = option("float32", "precision of activations and products")
+    attention: Literal["auto", "xla", "cudnn"] = option("auto", "attention implementation", free=True)
+    unroll: int = option(1, "layers unrolled per scan step", free=True, ge=1, le=1000)
+    remat: bool = option(False, "recompute activations in the backward pass", free=True)
 
-    arguments = parse_arguments(argv)
-    chosen = {group: arguments.pop(group) for group in GROUPS if group in arguments}
-    for group, choice in chosen.items():
-        if choice not in choices_of(group):
-            raise _unknown(group, choice, choices_of(group))
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("config", [f"{group}={choice}" for group, choice in chosen.items()])
-    config = _with_arguments(_build(Config, OmegaConf.to_container(composed)), arguments, tuple(GROUPS))
-    if isinstance(config.model, BabyGPTConfig) and not config.model.n_layer:
-        for name in BabyGPTConfig.OF_BLOCKS:
-            if (key := f"model.{name}") in arguments:
-                raise ConfigError(
-                    f"{key}= is for models with blocks, and {config.model.name} has none: model.n_layer=0"
-                )
-    if config.data.path is not None:
-        config.data = DataConfig(Path(config.data.path).stem, config.data.path, config.data.tokenizer)
-    if not config.run_dir:
-        config.run_dir = f"checkpoints/{config.model.name}-{config.data.name}"
-    return config
+    # Options without meaning in a model without blocks.
+    OF_BLOCKS: ClassVar = (
+        *("n_head", "feed_forward", "activation", "residual", "projection"),
+        *("dropout", "attention_bias", "attention"),
+    )
 
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "BabyGPTConfig":
+        if self.n_layer and (self.n_embd % self.n_head or not self.n_embd):
+            raise ConfigError(f"model.n_head={self.n_head} does not divide model.n_embd={self.n_embd}")
+        if self.n_layer and self.feed_forward > 1 and not self.projection:
+            raise ConfigError(
+                f"model.feed_forward={self.feed_forward} needs model.projection=true to return to model.n_embd"
+            )
+        return self
 
-def config_from_dict(values: Any) -> Config:
-    """A config from nested dictionaries. Raises `ConfigError` where an option is missing, unknown or out of range."""
-    return _with_arguments(_build(Config, values), {})
-
-
-def load_saved_config(path: Path) -> Config:
-    """The config a run directory keeps. Raises `RunError` where the file is not one."""
-    try:
-        return config_from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ConfigError, OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(f"{path} is not the configuration of a run: {error}") from error
-
-
-def save_config(config: Config, path: Path) -> None:
-    """Write a config as YAML."""
-    replace_file(path, yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
-
-
-def read_options(schema: type[T], argv: list[str]) -> T:
-    """Arguments for a flat schema whose fields have defaults. Raises `ConfigError` as `load_config` does."""
-    return _with_arguments(schema(), parse_arguments(argv))
+    @property
+    def is_v1(self) -> bool:
+        """Whether this is BabyGPT v1, an embedding and a linear head in float32 and nothing else."""
+        more = self.position or self.n_layer or self.norm or self.tied or self.vocab_size
+        return not more and self.dtype == "float32"
 
 
-def differences(ours: Config, theirs: Config) -> list[str]:
-    """The options in which two runs differ so that one cannot continue the other: "key is A there, B here".
+class DataConfig(Options):
+    group: ClassVar[str] = "data"
+    path: str | None = option(None, "path to a UTF-8 text file", free=True)
+    tokenizer: Literal["char", "byte"] = option("char", "what a token is")
 
-    `train.steps` is among them where the step size has a schedule, since that ends with the last step.
-    """
-    here, there = options_of(ours), options_of(theirs)
-    bound = {"train.steps"} if ours.optimizer.schedule != "constant" else set()
-    names = [
-        f"{group} is {a} there, {b} here"
-        for group in GROUPS
-        if group != "data" and (a := getattr(theirs, group).name) != (b := getattr(ours, group).name)
-    ]
-    return names or [
-        f"{key} is {there[key].value} there, {option.value} here"
-        for key, option in here.items()
-        if key in there and (key in bound or not option.free) and option.value != there[key].value
-    ]
+
+class SyntheticConfig(DataConfig):
+    """A Markov source of known entropy."""
+
+    states: int = option(26, "states of the Markov source", ge=1, le=5000)
+    length: int = size(1_000_000, "characters to draw")
+    seed: int = count(0, "seed of the source")
+
+
+class OptimizerConfig(Options):
+    group: ClassVar[str] = "optimizer"
+    learning_rate: float = option(1e-2, "peak learning rate", ge=0, le=1e6)
+    weight_decay: float = option(0.01, "decoupled weight decay", ge=0, le=1e6)
+    decay: Literal["all", "kernels"] = option("all", "parameters to decay (kernels: of linear layers)")
+    schedule: Literal["constant", "cosine", "linear"] = option("constant", "learning-rate schedule after warm-up")
+    warmup_steps: int = count(0, "linear warm-up steps")
+    final_fraction: float = option(0.0, "final learning rate over its peak", ge=0, le=1)
+    clip_norm: float | None = option(None, "clip gradients to this global norm (empty: off)", gt=0, le=1e9)
+
+
+class AdamWConfig(OptimizerConfig):
+    beta1: float = option(0.9, "decay of the mean gradient", ge=0, lt=1)
+    beta2: float = option(0.999, "decay of the mean squared gradient", ge=0, lt=1)
+    eps: float = option(1e-8, "added to the denominator", ge=1e-30, le=1e6)
+
+
+class LionConfig(OptimizerConfig):
+    learning_rate: float = option(1e-3, "peak learning rate", ge=0, le=1e6)
+    weight_decay: float = option(0.1, "decoupled weight decay", ge=0, le=1e6)
+    decay: Literal["all", "kernels"] = option("kernels", "parameters to decay (kernels: of linear layers)")
+    beta1: float = option(0.9, "weight of the momentum in an update", ge=0, lt=1)
+    beta2: float = option(0.99, "decay of the momentum", ge=0, lt=1)
+
+
+class MuonConfig(OptimizerConfig):
+    learning_rate: float = option(2e-2, "peak learning rate of the kernels of blocks", ge=0, le=1e6)
+    decay: Literal["all", "kernels"] = option("kernels", "parameters to decay (kernels: of linear layers)")
+    momentum: float = option(0.95, "decay of the momentum", ge=0, lt=1)
+    adam_learning_rate: float = option(3e-3, "peak learning rate of all other parameters", ge=0, le=1e6)
+
+
+class SGDConfig(OptimizerConfig):
+    learning_rate: float = option(1.0, "peak learning rate", ge=0, le=1e6)
+    weight_decay: float = option(0.0, "weight decay, part of the gradient", ge=0, le=1e6)
+    clip_norm: float | None = option(1.0, "clip gradients to this global norm (empty: off)", gt=0, le=1e9)
+    momentum: float = option(0.9, "decay of the momentum", ge=0, lt=1)
+
+
+class TrainerConfig(Options):
+    """Training without options of its own: gradient steps, or counting once."""
+
+    group: ClassVar[str] = "trainer"
+
+
+class CountsConfig(TrainerConfig):
+    """Training on pair counts."""
+
+    tolerance: float | None = option(None, "stop below this predicted decrease, nats (empty: by size)", ge=1e-12, le=1)
+    smoothing: float | None = option(None, "added to every count of a seen context (empty: 1/V)", ge=0, le=1e9)
+    penalty: float = option(0.0, "weight of half the squared factors", ge=0, le=1e6)
+    starts: int = option(4, "restarts, of which the best is kept", ge=1, le=1e6)
+    choose: Literal["nothing", "smoothing", "penalty"] = option("nothing", "choose this by validation loss")
+
+    @model_validator(mode="after")
+    def _chosen_is_not_given(self) -> "CountsConfig":
+        given = {"smoothing": self.smoothing is not None, "penalty": self.penalty > 0, "nothing": False}
+        if given[self.choose]:
+            raise ConfigError(f"trainer.choose={self.choose} and trainer.{self.choose}= cannot both be given")
+        return self
+
+
+class TrainConfig(Options):
+    group: ClassVar[str] = "train"
+    steps: int = size(5000, "total updates", free=True)
+    batch_size: int = size(32, "windows per batch")
+    seed: int = count(0, "seed of the initialization and the batches")
+    eval_interval: int = size(500, "steps between evaluations", free=True)
+    eval_tokens: int | None = size(50_000, "tokens per split for evaluation during training (empty: all)", free=True)
+    grow_from: str | None = option(None, "initialize by growing this smaller run")
+    accumulation: int = size(1, "gradient accumulation steps")
+
+    @model_validator(mode="after")
+    def _parts_are_equal(self) -> "TrainConfig":
+        if self.batch_size % self.accumulation:
+            raise ConfigError(
+                f"train.accumulation={self.accumulation} does not divide train.batch_size={self.batch_size}"
+            )
+        return self
+
+
+class CheckpointConfig(Options):
+    group: ClassVar[str] = "checkpoint"
+    interval: int = size(1000, "steps between checkpoints", free=True)
+    seconds: float | None = option(None, "seconds between checkpoints (empty: by steps only)", free=True, gt=0, le=1e9)
+    keep: int = size(2, "recent checkpoints to keep (the best is always kept)", free=True)
+
+
+class Choices(Options):
+    """The preset of each group."""
+
+    model: str = "babygpt"
+    data: str = "pydocs"
+    trainer: str = "sgd"
+    optimizer: str = "adamw"
+
+
+class Config(Options):
+    """Every option of a training run."""
+
+    choices: Choices = Choices()
+    model: ModelConfig = BabyGPTConfig()
+    data: DataConfig = DataConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: Literal["none", "tensorboard", "wandb"] = option("none", "also log to TensorBoard or wandb", free=True)
+    run_dir: str = option("", "run directory", free=True)
+    overwrite: bool = option(False, "replace an existing run", free=True)
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "Config":
+        names, model = self.choices, self.model
+        counted = isinstance(model, BigramConfig)
+        if counted != (names.trainer == "counting"):
+            right = "model=bigram is trained by trainer=counting" if counted else "trainer=counting is for model=bigram"
+            raise ConfigError(f"model={names.model} trainer={names.trainer}: {right}")
+        if isinstance(self.trainer, CountsConfig) and not model.is_v1:
+            raise ConfigError(
+                f"model={names.model} trainer=counts: pair counts determine the loss of v1 in float32 only"
+            )
+        if self.train.grow_from and names.trainer != "sgd":
+            raise ConfigError(f"train.grow_from= is for trainer=sgd, not trainer={names.trainer}")
+        return self

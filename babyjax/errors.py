@@ -1,20 +1,20 @@
-"""The errors a user can cause. Each message is one sentence or two: what was wrong and what would be right."""
+"""The errors a user can cause. Each message is one or two sentences: what is wrong, the value, the remedy."""
 
 
 class BabyjaxError(Exception):
-    """Base of every error babyjax raises on purpose; a door exits with status 1."""
+    """Base class of every error babyjax raises on purpose. A command exits with status 1."""
 
     exit_status = 1
 
 
-class ConfigError(BabyjaxError, ValueError):
-    """An option or argument that does not exist or has a value that cannot be; a door exits with status 2."""
+class ConfigError(BabyjaxError):
+    """Unknown option or invalid value. A command exits with status 2."""
 
     exit_status = 2
 
 
 class DataError(BabyjaxError):
-    """A corpus that cannot be read, or is too short to train on."""
+    """The corpus cannot be read or is too short."""
 
 
 class TokenError(BabyjaxError, ValueError):
@@ -26,16 +26,16 @@ class CountError(BabyjaxError, OverflowError):
 
 
 class RunError(BabyjaxError):
-    """A run directory that cannot be used as asked."""
+    """The run directory is missing, locked, damaged, or belongs to another run."""
 
 
 class CheckpointError(RunError):
-    """A checkpoint that cannot be written, or is not what it says it is."""
+    """The checkpoint cannot be written, or was changed after it was written."""
 
 
 class DivergenceError(BabyjaxError):
-    """Training that left the finite numbers."""
+    """The loss or a parameter became NaN or infinite."""
 
 
 class OutOfMemoryError(BabyjaxError, MemoryError):
-    """Sizes that do not fit the memory of the device."""
+    """The sizes do not fit the memory of the device."""

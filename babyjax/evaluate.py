@@ -1,32 +1,33 @@
-"""`python -m babyjax.evaluate run_dir=...`: losses of a trained model over whole splits."""
+"""`babyjax evaluate run_dir=...`: losses of a trained model over whole splits."""
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from babyjax.config import options_of, read_options
-from babyjax.door import describe_options, prepare_jax, run_door
+import babyjax
+from babyjax.cli import describe, prepare_jax, run_command, show
+from babyjax.config import Options, option, size
 from babyjax.errors import ConfigError
-from babyjax.schema import SIZE, option
+from babyjax.files import finite_json
+from babyjax.options import read_options
 
 
-@dataclass
-class EvaluateConfig:
-    run_dir: str | None = option("the run to evaluate", None)
-    step: str = option("checkpoint: newest, best (by validation loss) or a step", "newest")
-    split: str = option("what to evaluate on", "both", choices=("both", "train", "val"))
-    stride: int | None = option("tokens a window of context moves on by (none: half a block)", None, interval=SIZE)
-    format: str = option("a table to read, or one JSON object", "text", choices=("text", "json"))
+class EvaluateConfig(Options):
+    run_dir: str | None = option(None, "run to evaluate")
+    step: str = option("newest", "checkpoint: newest, best (by validation loss) or a step")
+    split: Literal["both", "train", "val"] = option("both", "splits to evaluate")
+    stride: int | None = size(None, "tokens between context windows (empty: half a block)")
+    format: Literal["text", "json"] = option("text", "a table, or one JSON object")
 
 
 def help_text(argv: list[str]) -> str:
+    """Return the help."""
     return (
-        "usage: python -m babyjax.evaluate run_dir=DIR [key=value ...]\n\n"
-        "Loss of a trained model over whole splits: every token predicted once, nothing sampled.\n"
-        "A model of many tokens reads a window of a block's length, and scores the last `stride` tokens\n"
-        "of each: a smaller stride gives every token more context, and takes longer.\n\n"
-        f"{describe_options(options_of(EvaluateConfig()).items())}"
+        "usage: babyjax evaluate run_dir=DIR [key=value ...]\n\n"
+        "Loss of a trained model over whole splits: every token is predicted once, none is sampled.\n"
+        "A model with a context reads windows of a block and scores the last `stride` tokens of each.\n"
+        "A smaller stride gives every token more context and takes longer.\n\n"
+        f"{describe(EvaluateConfig())}"
     )
 
 
@@ -37,31 +38,28 @@ def evaluate(
     stride: int | None = None,
     progress: Callable[[str, float], None] = lambda split, share: None,
 ) -> dict[str, Any]:
-    """The evaluation of a run, as `format=json` prints it. `bigram_floor` is in nats per token.
+    """Evaluate a run and return what `format=json` prints; `bigram_baseline` is in nats per token.
 
-    `least_context` is the fewest tokens any past the first block of a split is predicted from. The standard error
-    takes the tokens, or the windows of a model of many tokens, for independent draws. Raises `ConfigError` for a
-    stride that does not fit the model.
+    `least_context` is the smallest context of a token past the first block of a split. The standard error treats
+    tokens, or windows of a model with a context, as independent draws.
+
+    Raises: ConfigError if the stride does not fit the model, RunError if the run cannot be read.
     """
-    from babyjax.data.batches import split_tokens
-    from babyjax.training.evaluation import ContextEvaluator
-    from babyjax.training.run import load_run
-    from babyjax.training.statistics import ExactEvaluator, PairCounts
-
-    run = load_run(run_dir, step)
-    block_size, byte_lengths = run.model.receptive_field, run.tokenizer.byte_lengths
-    tokens = split_tokens(run.tokenizer.encode(run.corpus().text))
-    pairs = PairCounts.from_split(tokens, run.tokenizer.vocab_size)
+    run = babyjax.load_run(run_dir, step)
+    block_size, byte_lengths = run.model.context_length, run.tokenizer.byte_lengths
+    tokens = babyjax.split_tokens(run.tokenizer.encode(run.corpus().text))
+    pairs = babyjax.PairCounts.from_split(tokens, run.tokenizer.vocab_size)
     names = ["train", "val"] if split == "both" else [split]
     if block_size == 1:
         if stride is not None:
-            raise ConfigError(f"stride= is for a model of many tokens; {run.config.model.name} reads one")
-        losses, stride = ExactEvaluator(pairs, byte_lengths)(run.model), 1
+            raise ConfigError(f"stride= is for models with a context; {run.config.choices.model} reads one token")
+        losses, stride = babyjax.ExactEvaluator(pairs, byte_lengths)(run.model), 1
     else:
         stride = max(1, block_size // 2) if stride is None else stride
-        losses = ContextEvaluator(tokens, byte_lengths, block_size, stride)(run.model, names, progress)
+        evaluator = babyjax.ContextEvaluator(tokens, byte_lengths, block_size, stride)
+        losses = evaluator(run.model, names, progress)
     return {
-        "model": run.config.model.name,
+        "model": run.config.choices.model,
         "vocab_size": run.tokenizer.vocab_size,
         "step": run.step,
         "block_size": block_size,
@@ -74,7 +72,7 @@ def evaluate(
                 "bits_per_byte": losses[name].bits_per_byte,
                 "perplexity": losses[name].perplexity,
                 "tokens": losses[name].tokens,
-                "bigram_floor": pairs.bigram_floor(name),
+                "bigram_baseline": pairs.baseline(name),
             }
             for name in names
         },
@@ -82,39 +80,38 @@ def evaluate(
 
 
 def main(argv: list[str]) -> None:
+    """Evaluate the run that the arguments name and print the result."""
     config = read_options(EvaluateConfig, argv)
     if not config.run_dir:
-        raise ConfigError("run_dir=DIR is missing: say which run to evaluate")
+        raise ConfigError("run_dir=DIR is missing: name the run to evaluate")
     prepare_jax()
-    from rich.console import Console
-
-    with Console(stderr=True).status("reading the run") as status:
+    with babyjax.Screen(stderr=True).status("reading the run") as update:
         result = evaluate(
             config.run_dir,
             config.step,
             config.split,
             config.stride,
-            lambda split, share: status.update(f"evaluating on {split}: {share:.0%}"),
+            lambda split, share: update(f"evaluating on {split}: {share:.0%}"),
         )
-    if config.format == "json":
-        from babyjax.training.metrics import finite_json
+    show(json.dumps(finite_json(result), allow_nan=False) if config.format == "json" else _table(config, result))
 
-        print(json.dumps(finite_json(result), allow_nan=False))
-        return
-    print(f"{result['model']} after step {result['step']:,}, vocabulary {result['vocab_size']:,}, {config.run_dir}")
+
+def _table(config: EvaluateConfig, result: dict[str, Any]) -> str:
+    lines = [f"{result['model']} after step {result['step']:,}, vocabulary {result['vocab_size']:,}, {config.run_dir}"]
     if result["block_size"] > 1:
-        print(f"every token from {result['least_context']:,} to {result['block_size']:,} before it, where there are")
-    print("\nsplit  nats/token  std error  bits/byte  perplexity      tokens  bigram floor")
+        lines.append(f"context of {result['least_context']:,} to {result['block_size']:,} tokens past the first block")
+    lines.append("\nsplit  nats/token  std error  bits/byte  perplexity      tokens  bigram baseline")
     for name, split in result["splits"].items():
-        print(
+        lines.append(
             f"{name:5}  {split['nats_per_token']:10.4f}  {split['standard_error']:9.4f}  {split['bits_per_byte']:9.4f}"
-            f"  {split['perplexity']:10.2f}  {split['tokens']:10,}  {split['bigram_floor']:12.4f}"
+            f"  {split['perplexity']:10.2f}  {split['tokens']:10,}  {split['bigram_baseline']:15.4f}"
         )
-    print(
-        "\nThe floor of train is the entropy of its pairs: no model of the previous token goes below."
-        "\nThat of val is the loss of the add-one count bigram fitted to train: a mark to beat."
+    lines.append(
+        "\nBigram baseline: on train the entropy of the pairs, a lower bound for models of one previous token;"
+        "\non val the loss of the add-one count bigram fitted to train."
     )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    run_door(main, help_text)
+    run_command(main, help_text)

@@ -1,28 +1,102 @@
-"""Writing files so that a kill or a full disk leaves the old one or the new one, never a piece."""
+"""Reading and writing files: a kill or a full disk leaves the old file or the new one, never a piece."""
 
+import math
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, BinaryIO
+
+import platformdirs
 
 from babyjax.errors import BabyjaxError
 
-UNFINISHED = ".unfinished"
+TEMPORARY = ".babyjax-"
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write UTF-8 text to `path` at once. Raises `OSError` where that fails; what was there is then there still."""
-    unfinished = path.with_name(path.name + UNFINISHED)
-    unfinished.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(unfinished, path)
+    """Write UTF-8 text to `path` at once, never through a symbolic link there. Raises: OSError; the old file stays."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read_text(path: str | Path, limit: int) -> str:
+    """The text of a UTF-8 file. Raises: OSError, or ValueError if it is not UTF-8 or longer than `limit` bytes."""
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"it is larger than {limit:,} bytes")
+    return data.decode("utf-8")
 
 
 def user_path(text: str | os.PathLike[str], error: type[BabyjaxError]) -> Path:
-    """A path a user typed, made absolute. Raises `error` where it cannot be one."""
+    """The absolute form of a path a user typed. Raises: `error` if the system cannot use it."""
     try:
         path = Path(text).expanduser().resolve()
         str(path).encode()
         path.exists()
     except (OSError, RuntimeError, ValueError) as reason:
         raise error(
-            f"{str(text)!r} is not a path this system can use ({getattr(reason, 'strerror', None) or reason})"
+            f"{str(text)[:60]!r} is not a path this system can use ({getattr(reason, 'strerror', None) or reason})"
         ) from None
     return path
+
+
+def user_cache() -> Path | None:
+    """Return the folder for what can be computed or downloaded again, None if this user has no home directory."""
+    try:
+        return Path(platformdirs.user_cache_dir("babyjax"))
+    except (KeyError, RuntimeError):
+        return None
+
+
+def is_temporary(path: Path) -> bool:
+    """Return whether `path` is named as the temporary files of `replace_file` are."""
+    return path.name.startswith(TEMPORARY)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what a process that was killed in `replace_file` left in `folder`."""
+    for path in folder.iterdir():
+        if is_temporary(path) and (path.is_file() or path.is_symlink()):
+            path.unlink()
+
+
+def refuse_link(path: Path) -> None:
+    """Raises: BabyjaxError if `path` is a symbolic link: a run from elsewhere would have us write to other files."""
+    if path.is_symlink():
+        raise BabyjaxError(f"{path} is a symbolic link, and a run is never written through one; remove the link")
+
+
+def open_appending(path: Path) -> BinaryIO:
+    """Open a file for appending, never through a symbolic link. Raises: OSError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)  # not on Windows
+    return os.fdopen(os.open(path, flags, 0o666), "ab")
+
+
+def discard(stream: Any) -> None:
+    """Send what is written to a failed stream to nowhere, or Python would fail again when it flushes it at exit."""
+    with suppress(OSError):  # not a file
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+def finite_json(value: Any) -> Any:
+    """Return `value` with infinity and NaN, which JSON does not have, as null."""
+    if isinstance(value, dict):
+        return {key: finite_json(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

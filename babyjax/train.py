@@ -1,95 +1,189 @@
-"""`python -m babyjax.train model=babygpt`: train a model and keep the run in a directory."""
+"""`babyjax train model=babygpt`: train a model and keep the run in a directory."""
 
-import signal
-import threading
-from contextlib import contextmanager
+import dataclasses
+from collections.abc import Iterator
+from itertools import chain
 from textwrap import fill
 
-from rich.console import Console
-
-from babyjax.config import choices_of, load_config, options_of
-from babyjax.door import describe_options, prepare_jax, run_door
-from babyjax.errors import ConfigError, DivergenceError
-from babyjax.schema import GROUPS, BigramConfig, CountsConfig
-from babyjax.trainers.counting import train_by_counting
-from babyjax.trainers.counts import train_by_solving
-from babyjax.trainers.gradient import train_by_gradient
-from babyjax.trainers.job import Job
+import babyjax
+from babyjax.cli import command_line, complain, describe, prepare_jax, run_command, stop_signals
+from babyjax.config import Config
+from babyjax.errors import DivergenceError, RunError
+from babyjax.options import GROUPS, config_to_dict, load_config, presets_of, steps_are_bound
 
 
 def help_text(argv: list[str]) -> str:
-    """The help, with the options of the groups chosen in `argv`."""
+    """Return the help, with the options of the presets chosen in `argv`."""
     config = load_config(argv)
     groups = []
     for group in GROUPS:
-        here = getattr(config, group).name
-        choices = ", ".join(name + "*" * (name == here) for name in choices_of(group))
+        chosen = getattr(config.choices, group)
+        names = ", ".join(name + "*" * (name == chosen) for name in presets_of(group))
         first, rest = f"  {group:9}  ", " " * 13
-        groups.append(fill(choices, 100, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False))
+        groups.append(fill(names, 100, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False))
     return "\n".join(
         (
-            "usage: python -m babyjax.train [group=choice ...] [key=value ...]",
+            "usage: babyjax train [group=preset ...] [key=value ...] [config=FILE.yaml]",
             "",
             "Train a language model and keep the run in a directory.",
-            "The same command on a directory that holds the run continues it.",
+            "The same command continues a run that was stopped.",
             "",
-            "groups, and what they can be (* here)",
+            "groups and their presets (* chosen here)",
             *groups,
             "",
             "options, with the values they have here",
-            describe_options(options_of(config).items()),
+            describe(config),
+            "  config=  a YAML file of options; those on the command line have the last word",
             "",
-            "for example",
-            "  python -m babyjax.train model=babygpt",
-            "  python -m babyjax.train model=babygpt trainer=counts",
-            "  python -m babyjax.train model=gpt-tiny data.path=my.txt",
-            "  python -m babyjax.train model=bigram data.path=my.txt run_dir=checkpoints/mine",
+            "examples",
+            "  babyjax train model=babygpt",
+            "  babyjax train model=babygpt trainer=counts",
+            "  babyjax train model=gpt-tiny data.path=my.txt",
+            "  babyjax train model=bigram data.path=my.txt run_dir=checkpoints/mine",
         )
     )
 
 
-@contextmanager
-def stop_signals():
-    """A list that receives SIGINT or SIGTERM when it comes; a second one interrupts at once."""
-    received: list[int] = []
-
-    def handle(number, frame):
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    caught = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    previous = {number: signal.signal(number, handle) for number in caught}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def main(argv: list[str]) -> int:
+    """Train, or continue, the run that the arguments describe. Returns the exit status."""
     config = load_config(argv)
-    console = Console()
-    with console.status("starting JAX, reading the corpus"):
+    screen = babyjax.Screen()
+    with screen.status("starting JAX, reading the corpus"):
         prepare_jax()
-        job = Job(config, console)
-    with job.run.locked():
-        first_step = job.reached()
-        by_counts = isinstance(config.trainer, CountsConfig)
-        if config.train.grow_from and (by_counts or isinstance(config.model, BigramConfig)):
-            raise ConfigError("train.grow_from= is for trainer=sgd and a network: counting has no start")
-        if isinstance(config.model, BigramConfig):
-            train_by_counting(job, first_step)
-            return 0
-        with stop_signals() as stopped:
-            try:
-                (train_by_solving if by_counts else train_by_gradient)(job, first_step, stopped, argv)
-            except DivergenceError as error:
-                kept = job.run.checkpoints.steps()
-                where = f"step {kept[-1]:,} is kept in {config.run_dir}" if kept else "no step was saved before"
-                raise DivergenceError(f"{error}; {where}") from error
-            return 128 + stopped[0] if stopped else 0
+        log = babyjax.find_log(config.log)
+        task = babyjax.load_task(config)
+    with babyjax.Run.open(config, task.corpus, task.tokenizer) as run:
+        if config.train.grow_from and not run.step:
+            task = dataclasses.replace(task, initialize=_grown(config, task, screen))
+        _introduce(config, task, screen)
+        with screen.status("compiling"):
+            trainer = babyjax.make_trainer(config, task)
+            state = run.restore(trainer.init())
+            events = trainer.run(state, (config.train.eval_interval, config.checkpoint.interval))
+            event = next(events, None)
+        if event is None:
+            _already_trained(config, run.step, screen)
+        else:
+            run.begin()
+            if run.step:
+                screen.say(f"continuing from step {run.step:,}")
+            show = babyjax.ConsoleSink(screen, task.entropy, run.step, trainer.total_steps)
+            with babyjax.open_sinks(show, log, run.folder, run.step, config_to_dict(config)) as sinks:
+                event, received = _record(chain([event], events), config, task, run, sinks)
+            for failure in sinks.failures:
+                complain(f"warning: {failure}")
+            if not event.last:
+                _stopped(event.step, argv, screen)
+                return 128 + received
+            _conclude(event, config, task, screen)
+            state = event.state
+        if config.model.is_v1 and not run.has_decomposition():
+            with stop_signals() as received:
+                _decompose(state.model, config, task, run, screen, received)
+            if received:
+                return 128 + received[0]
+    if screen.failure:
+        complain(f"error: {config.run_dir} is trained and saved, but showing it failed: {screen.failure}")
+    return 1 if screen.failure else 0
+
+
+def _record(
+    events: Iterator["babyjax.Event"],
+    config: Config,
+    task: "babyjax.Task",
+    run: "babyjax.Run",
+    sinks: "babyjax.Sinks",
+) -> tuple["babyjax.Event", int]:
+    """Evaluate, save and show events until the last or a signal. Returns the event, and the signal's number or 0."""
+    event, interval = None, config.train.eval_interval
+    with stop_signals() as received:
+        try:
+            for event in babyjax.evaluated(events, task.evaluate, interval):
+                run.record(event, evaluated=event.step % interval == 0)
+                sinks(event)
+                if received:
+                    break
+            assert event is not None, "a trainer yields at least one event"
+            run.save(event)
+        except DivergenceError as error:
+            run.wait()
+            raise DivergenceError(f"{error}; {run.kept()}") from error
+        run.wait()
+    return event, received[0] if received else 0
+
+
+def _grown(config: Config, task: "babyjax.Task", screen: "babyjax.Screen"):
+    """Return the initialization that grows the run `train.grow_from`. Raises: RunError if its vocabulary differs."""
+    smaller = babyjax.load_run(config.train.grow_from or "")
+    if smaller.tokenizer != task.tokenizer:
+        raise RunError(f"train.grow_from={config.train.grow_from} was trained with another vocabulary")
+    screen.say(f"grown from {smaller.config.choices.model} in {config.train.grow_from}, step {smaller.step:,}")
+    return lambda key: babyjax.grow(smaller.model, config.model, key)
+
+
+def _introduce(config: Config, task: "babyjax.Task", screen: "babyjax.Screen") -> None:
+    screen.say(
+        f"{config.choices.model} on {task.corpus.name}: {len(task.corpus.text):,} characters, "
+        f"vocabulary {task.tokenizer.vocab_size:,}, {task.parameters:,} parameters"
+    )
+    screen.say(f"bigram entropy {task.entropy:.4f} nats/token (lower bound for models of one previous token)")
+    if task.corpus.entropy_rate is not None:
+        screen.say(f"source entropy {task.corpus.entropy_rate:.4f} nats/token (lower bound for any model, long run)")
+
+
+def _conclude(event: "babyjax.Event", config: Config, task: "babyjax.Task", screen: "babyjax.Screen") -> None:
+    losses = event.losses or {}
+    train, val = losses["train"].per_token, losses["val"].per_token
+    screen.say(f"\nfinal     train {train:.4f} ({train - task.entropy:+.4f} to the entropy), val {val:.4f} nats/token")
+    if not task.exact:
+        scored = ", ".join(f"{loss.tokens:,} of {name} +-{loss.standard_error:.4f}" for name, loss in losses.items())
+        screen.say(f"scored    {scored}; all tokens: {command_line('evaluate', f'run_dir={config.run_dir}')}")
+    for line in event.summary:
+        screen.say(line)
+    screen.say(f"saved to  {config.run_dir}")
+    screen.say(f"next      {command_line('sample', f'run_dir={config.run_dir}')}")
+
+
+def _already_trained(config: Config, step: int, screen: "babyjax.Screen") -> None:
+    screen.say(f"{config.run_dir} is already trained ({step:,} step{'s' * (step != 1)}).")
+    more = "" if config.choices.trainer != "sgd" or steps_are_bound(config) else f"train.steps={2 * step} continues, "
+    screen.say(f"{more}overwrite=true starts over; or: {command_line('sample', f'run_dir={config.run_dir}')}")
+
+
+def _stopped(step: int, argv: list[str], screen: "babyjax.Screen") -> None:
+    arguments = [argument for argument in argv if argument.partition("=")[0] != "overwrite"]
+    screen.say(f"\nstopped   after step {step:,}; {'saved' if step else 'nothing to save'}")
+    screen.say(f"next      {command_line('train', *arguments)}")
+
+
+def _decompose(
+    model: "babyjax.LanguageModel",
+    config: Config,
+    task: "babyjax.Task",
+    run: "babyjax.Run",
+    screen: "babyjax.Screen",
+    received: list[int],
+) -> None:
+    """Say where the loss of a finished run of v1 comes from, and write it to the run."""
+    with screen.status("loss decomposition: fitting the best network of this width; Ctrl-C skips it"):
+        terms = babyjax.decompose(task.pairs, model, task.evaluate(model), lambda: bool(received))
+    if terms is None:
+        screen.say("\ntraining is complete; run the same command again to compute the loss decomposition")
+        return
+    run.write_decomposition(terms._asdict())
+    train = terms.entropy + terms.approximation + terms.optimization
+    included = ", smoothing and penalty included" if config.choices.trainer == "counts" else ""
+    screen.say("\nloss decomposition, nats/token")
+    for sign, nats, what in (
+        (" ", terms.entropy, "entropy: lower bound for models of one previous token"),
+        ("+", terms.approximation, f"approximation: the best with this n_embd ({terms.best})"),
+        ("+", terms.optimization, f"optimization: this run above that best{included}"),
+        ("=", train, "train"),
+        ("+", terms.generalization, "generalization"),
+        ("=", train + terms.generalization, "val"),
+    ):
+        screen.say(f"  {sign} {nats:7.4f}  {what}")
 
 
 if __name__ == "__main__":
-    run_door(main, help_text)
+    run_command(main, help_text)

@@ -11,127 +11,133 @@
 # %% [markdown]
 # # BabyGPT v1 and the count bigram
 #
-# Two models that predict the next character from the one before: a table of counts, and an embedding with a linear
-# layer. Train both, see how far apart they are and why, on whatever this machine has: CPU, GPU or TPU. It takes a few
-# minutes at most.
+# Two models predict the next character from the one before: a table of counts, and an embedding with a linear layer.
+# Train both on this machine's CPU, GPU or TPU, and see how far apart they are and why. It takes a few minutes at most.
 
 # %% tags=["parameters"]
 steps = 5000  # of AdamW
-text_file = ""  # a UTF-8 text of yours; empty: Python's own documentation, which needs no network
-source = ""  # where babyjax is, if not installed nor beside this notebook: a folder, or git+https://... of a repository
+text_file = ""  # path to a UTF-8 text file; empty: Python's own documentation, which needs no network
+source = ""  # where to install babyjax from, if needed: a folder, or git+https://... of a repository
 
 # %% [markdown]
 # ## Install
 #
-# Opened on its own, as on Colab, the notebook has to be told where babyjax is: clone or upload the repository and write
-# its folder into `source`, above. The JAX that this machine came with stays: pip is held to it.
+# `pip install babyjax` from a folder or a repository. On Colab, clone or upload the repository and set `source` above.
+# A constraint keeps the JAX of this machine, which fits its GPU or TPU.
 
 # %%
 import importlib
 import importlib.metadata
+import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 
 installed = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
-held = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib") if name in installed}
+kept = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib") if name in installed}
 if "babyjax" not in installed:
-    here = ".." if pathlib.Path("../babyjax/conf").is_dir() else source
-    if not here:
-        raise RuntimeError("say in `source`, above, where babyjax is")
+    source = source or (".." if pathlib.Path("../babyjax/presets.py").is_file() else "")
+    if not source:
+        raise RuntimeError("set `source`, above, to the folder or the repository of babyjax")
     constraints = pathlib.Path(tempfile.mkdtemp()) / "constraints.txt"
-    constraints.write_text("".join(f"{name}=={version}\n" for name, version in held.items()))
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", constraints, here], check=True)
+    constraints.write_text("".join(f"{name}=={version}\n" for name, version in kept.items()))
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", constraints, source], check=True)
     importlib.invalidate_caches()
-assert all(importlib.metadata.version(name) == version for name, version in held.items())
+assert all(importlib.metadata.version(name) == version for name, version in kept.items())
+os.environ.pop("FORCE_COLOR", None)  # Jupyter sets it; without it the commands print plain lines
+os.environ["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])  # finds `babyjax`
+
+# %% [markdown]
+# ## The commands
+#
+# Train, evaluate and sample from the shell; `data.path=my.txt` trains on your text. The rest of the notebook uses the
+# library.
+
+# %% language="bash"
+# set -e
+# run_dir=$(mktemp -d)/bigram
+# babyjax train model=bigram run_dir=$run_dir
+# babyjax evaluate run_dir=$run_dir
+# babyjax sample run_dir=$run_dir max_new_tokens=100
+
+# %% [markdown]
+# ## The library
 
 # %%
-import time
-
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 import babyjax
 
-# Pictures whose characters stay text: the browser has fonts for all of them.
+# Characters in pictures stay text, which the browser's fonts draw.
 set_matplotlib_formats("svg")
 plt.rcParams["svg.fonttype"] = "none"
 
 print(f"jax {jax.__version__} on {len(jax.devices())} x {jax.devices()[0].device_kind}")
 
 # %% [markdown]
-# ## The text
+# ## The task
 #
-# The pair counts of a text are all that a model of the previous character can learn from it. Their entropy is the
-# floor: no such model has a lower loss on the training part.
+# A task is what is learned and how it is judged: tokenizer, splits, pair counts, evaluation. The pair counts are all
+# that a model of the previous character can learn from a text, and their entropy is a lower bound of its training loss.
 
 # %%
-corpus = babyjax.read_corpus(text_file) if text_file else babyjax.load_corpus("pydocs")
-tokenizer = babyjax.CharTokenizer.fit(corpus.text)
-split = babyjax.split_tokens(tokenizer.encode(corpus.text))
-pairs = babyjax.PairCounts.from_split(split, tokenizer.vocab_size)
-evaluate = babyjax.ExactEvaluator(pairs, tokenizer.byte_lengths)
-floor = pairs.entropy("train")
-print(f"{len(corpus.text):,} characters, V = {tokenizer.vocab_size:,}, floor {floor:.4f} nats per character")
+data = [f"data.path={text_file}"] if text_file else []
+config = babyjax.load_config(["model=babygpt", f"train.steps={steps}", *data])
+task = babyjax.load_task(config)
+vocab_size, tokens = task.tokenizer.vocab_size, task.split.train
+print(f"{len(task.corpus.text):,} characters, V = {vocab_size:,}, entropy {task.entropy:.4f} nats per character")
 
 # %% [markdown]
 # ## Count
 
 # %%
-start = time.perf_counter()
-bigram = jax.block_until_ready(babyjax.Bigram.from_tokens(split.train, tokenizer.vocab_size))
-seconds = time.perf_counter() - start
-losses = {"count bigram": {name: loss.per_token for name, loss in evaluate(bigram).items()}}
-print(f"counted in {seconds:.2f} s, compilation included: {losses['count bigram']}")
+bigram = babyjax.Bigram.from_tokens(tokens, vocab_size)
+models: dict[str, babyjax.LanguageModel] = {"count bigram": bigram}
+print({split: round(loss.per_token, 4) for split, loss in task.evaluate(bigram).items()})
 
 # %% [markdown]
 # ## Train BabyGPT by AdamW
 #
-# The published recipe: 32 random windows of 8 characters a step, step size 0.01. Losses are exact: every character of
-# the text, once.
+# The published recipe: 32 random windows of 8 characters per step, learning rate 0.01. A trainer is a generator of
+# events, and `evaluated` adds losses to them. The losses are exact: every character of the text is predicted once.
 
 # %%
-optimizer = optax.adamw(1e-2, weight_decay=0.01)
-train = babyjax.make_advance(optimizer, seed=0, batch_size=32, block_size=8)
-state = babyjax.init_state(babyjax.BabyGPT(tokenizer.vocab_size, n_embd=32, key=jax.random.key(0)), optimizer)
-tokens = jnp.asarray(split.train)
-train = train.lower(state, tokens, 1).compile()
-
-curve, seconds = [], 0.0
-marks = np.unique([*np.geomspace(1, steps, 25).astype(int), *range(0, steps, 1000), steps])
-for count in np.diff(marks):
-    start = time.perf_counter()
-    state, _ = jax.block_until_ready(train(state, tokens, count))
-    seconds += time.perf_counter() - start
-    curve.append((int(state.step), seconds, evaluate(state.model)["train"].per_token))
-babygpt = state.model
-losses["BabyGPT, AdamW"] = {name: loss.per_token for name, loss in evaluate(babygpt).items()}
-print(f"{int(state.step):,} steps in {seconds:.1f} s: {losses['BabyGPT, AdamW']}")
+trainer = babyjax.make_trainer(config, task)
+events = trainer.run(trainer.init(), pauses=(max(1, steps // 25),))
+seconds, curve = 0.0, []
+for event in babyjax.evaluated(events, task.evaluate, interval=1):
+    seconds += event.seconds
+    if event.losses:
+        curve.append((event.step, seconds, event.losses["train"].per_token))
+        models["BabyGPT, AdamW"] = event.state.model  # the last one stays
+print(f"{curve[-1][0]:,} steps in {seconds:.1f} s: train {curve[-1][2]:.4f}")
 
 # %% [markdown]
 # ## Train it on the counts
 #
-# The same network, the exact loss, and no steps but a tolerance.
+# The same network and the exact loss, to a tolerance instead of a number of steps.
 
 # %%
-start = time.perf_counter()
-fit = babyjax.fit_counts(pairs, n_embd=32, smoothing=1 / tokenizer.vocab_size)
-losses["BabyGPT, on counts"] = {name: loss.per_token for name, loss in evaluate(fit.model).items()}
-print(f"{time.perf_counter() - start:.1f} s, compilation included: {losses['BabyGPT, on counts']}; {fit.quality}")
+fit = babyjax.fit_counts(task.pairs, n_embd=32, smoothing=1 / vocab_size)
+models["BabyGPT, on counts"] = fit.model
+losses = {
+    name: {split: loss.per_token for split, loss in task.evaluate(model).items()} for name, model in models.items()
+}
+print(f"train {losses['BabyGPT, on counts']['train']:.4f} after {fit.steps} steps; {fit.quality}")
 
 # %%
 _, times, by_adamw = zip(*curve, strict=True)
 plt.figure(figsize=(7, 4))
 plt.semilogx(times, by_adamw, "o-", label="BabyGPT, AdamW")
 plt.axhline(losses["BabyGPT, on counts"]["train"], color="tab:green", label="BabyGPT, on counts")
-plt.axhline(losses["count bigram"]["train"], color="tab:orange", ls=":", label="count bigram, add-one")
-plt.axhline(floor, color="black", ls="--", lw=1, label="floor: entropy")
-plt.ylim(floor - 0.02, floor + 0.6)
+plt.axhline(losses["count bigram"]["train"], color="tab:orange", ls=":", label="count bigram, add-1")
+plt.axhline(task.entropy, color="black", ls="--", lw=1, label="entropy")
+plt.ylim(task.entropy - 0.02, task.entropy + 0.6)
 plt.xlabel("seconds of training")
 plt.ylabel("training loss (nats per character)")
 plt.title("Loss against time")
@@ -141,15 +147,17 @@ plt.show()
 # %% [markdown]
 # ## What it learned
 #
-# BabyGPT's logits form a V x V matrix of rank 33 at most: a bigram in disguise. Here it is beside the counted one, for
-# the most frequent characters.
+# BabyGPT's logits form a V x V matrix of rank `n_embd` + 1 at most: a bigram in disguise. Here it is beside the counted
+# one, for the most frequent characters.
 
 # %%
-shown = np.sort(np.argsort(-np.bincount(split.train, minlength=tokenizer.vocab_size))[:32])
-signs = {" ": "\u2423", "\n": "\u21b5"}
-names = [signs.get(tokenizer.characters[token], tokenizer.characters[token]) for token in shown]
+shown = np.sort(np.argsort(-np.bincount(tokens, minlength=vocab_size))[:32])
+names = [
+    {" ": "\u2423", "\n": "\u21b5"}.get(name, name) for name in (task.tokenizer.decode([token]) for token in shown)
+]
 counted, learned = (
-    np.asarray(jax.nn.log_softmax(model(jnp.asarray(shown[:, None]))[:, 0]))[:, shown] for model in (bigram, babygpt)
+    np.asarray(jax.nn.log_softmax(models[name](jnp.asarray(shown[:, None]))[:, 0]))[:, shown]
+    for name in ("count bigram", "BabyGPT, AdamW")
 )
 figure, panels = plt.subplots(1, 3, figsize=(17, 5.4), layout="constrained")
 for axes, matrix, title, scale in (
@@ -168,8 +176,7 @@ plt.show()
 # ## What they write
 
 # %%
-prompt = np.array([[split.train[0]]])
-for name, model in (("count bigram", bigram), ("BabyGPT, AdamW", babygpt), ("BabyGPT, on counts", fit.model)):
-    written = babyjax.generate(model, prompt, jax.random.key(0), 200)
-    print(f"--- {name}: train {losses[name]['train']:.4f}, val {losses[name]['val']:.4f}")
-    print(tokenizer.decode(np.asarray(written)[0]), end="\n\n")
+prompt = tokens[None, :1]
+for name, model in models.items():
+    text = task.tokenizer.decode(np.asarray(babyjax.generate(model, prompt, jax.random.key(0), 200))[0])
+    print(f"--- {name}: train {losses[name]['train']:.4f}, val {losses[name]['val']:.4f}\n{text}\n")

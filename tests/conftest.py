@@ -1,24 +1,41 @@
+import importlib
 import os
-import runpy
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+# Most of the time of the tests is compilation, so XLA optimizes less here: the results are the same but for rounding.
+# BABYJAX_DEFAULT_XLA=1 compiles as users do; subprocesses always do.
+FAST = os.environ.get("BABYJAX_DEFAULT_XLA") != "1"
+FAST_FLAGS = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+
+# Compiled programs are kept apart from the user's and shared by the processes of a test run.
+if "BABYJAX_TEST_CACHE" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory()
+    os.environ["BABYJAX_TEST_CACHE"] = _CACHE.name
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{_CACHE.name}/default"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+USER_FLAGS = os.environ.get("XLA_FLAGS", "")
+if FAST:
+    os.environ["XLA_FLAGS"] = f"{USER_FLAGS} {FAST_FLAGS}"
+
 import hypothesis
+import jax
 import numpy as np
 import pytest
 
+from babyjax.cli import run_command
 from babyjax.data.corpus import Corpus, read_corpus
+
+if FAST:
+    jax.devices()  # XLA reads its flags now, and subprocesses do not inherit them
+    os.environ["XLA_FLAGS"] = USER_FLAGS
+    # JAX takes the flags of a program from the environment, so it would mistake these programs for optimized ones.
+    jax.config.update("jax_compilation_cache_dir", f"{os.environ['BABYJAX_TEST_CACHE']}/fast")
 
 hypothesis.settings.register_profile("babyjax", deadline=None, max_examples=30, derandomize=True)
 hypothesis.settings.load_profile("babyjax")
-
-# Before JAX is imported: programs compiled by the tests are kept apart from the user's, and shared by all processes.
-if "BABYJAX_TEST_CACHE" not in os.environ:
-    _CACHE = tempfile.TemporaryDirectory()
-    os.environ["BABYJAX_TEST_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -50,15 +67,15 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
-def knock(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """Run a door inside this process, in an empty folder: `knock("train", ...)` is (exit status, stdout, stderr)."""
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Run a command inside this process, in an empty folder: `call("train", ...)` is (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def run(name: str, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [name, *arguments])
-        monkeypatch.delitem(sys.modules, f"babyjax.{name}", raising=False)
+        module = importlib.import_module(f"babyjax.{name}")
         with pytest.raises(SystemExit) as left:
-            runpy.run_module(f"babyjax.{name}", run_name="__main__")
+            run_command(module.main, module.help_text)
         assert isinstance(left.value.code, int)
         out, err = capsys.readouterr()
         return left.value.code, out, err
@@ -67,12 +84,12 @@ def knock(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
 
 
 @pytest.fixture
-def door(tmp_path: Path):
-    """Run a door as its user does, in an empty folder: `door("train", "model=bigram")`."""
+def command(tmp_path: Path):
+    """Run a command as its user does, in an empty folder: `command("train", "model=bigram")`."""
 
     def run(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", f"babyjax.{name}", *arguments],
+            [sys.executable, "-m", "babyjax", name, *arguments],
             cwd=tmp_path,
             env={**os.environ, **environment},
             capture_output=True,

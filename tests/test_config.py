@@ -1,222 +1,119 @@
-from dataclasses import MISSING, asdict, fields, replace
-
 import pytest
-import yaml
+from pydantic_core import PydanticUndefined
 
 from babyjax.config import (
+    AdamWConfig,
+    BabyGPTConfig,
+    BigramConfig,
+    Config,
+    CountsConfig,
+    Options,
+    SyntheticConfig,
+    TrainConfig,
     choices_of,
-    differences,
-    load_config,
-    load_saved_config,
-    options_of,
-    save_config,
+    interval_of,
+    shown,
 )
-from babyjax.errors import ConfigError, RunError
-from babyjax.schema import GROUPS, BigramConfig, LionConfig, SyntheticConfig
+from babyjax.errors import ConfigError
 
 
-def test_defaults_are_the_seeds():
-    config = load_config([])
-    assert (config.model.name, config.model.n_embd, config.model.bias, config.model.block_size) == (
-        "babygpt",
-        32,
-        True,
-        8,
-    )
+def test_defaults_are_those_of_the_published_script():
+    config = Config()
+    assert isinstance(config.model, BabyGPTConfig)
+    assert isinstance(config.optimizer, AdamWConfig)
+    assert (config.model.n_embd, config.model.bias, config.model.block_size) == (32, True, 8)
     assert (config.train.batch_size, config.train.steps) == (32, 5000)
     optimizer = config.optimizer
     assert (optimizer.learning_rate, optimizer.beta1, optimizer.beta2) == (1e-2, 0.9, 0.999)
     assert (optimizer.eps, optimizer.weight_decay) == (1e-8, 0.01)
-    assert config.run_dir == "checkpoints/babygpt-pydocs"
-
-
-def test_every_choice_is_of_a_family_and_every_family_has_a_choice():
-    for group, schemas in GROUPS.items():
-        choices = choices_of(group)
-        assert {name.partition("-")[0] for name in choices} == set(schemas)
-        for name in choices:
-            chosen = getattr(load_config([f"{group}={name}"]), group)
-            assert (chosen.name, type(chosen)) == (name, schemas[name.partition("-")[0]])
-
-
-def test_a_rung_adds_its_idea_to_the_rung_below():
-    """The ladder as it was published: what each of v2 to v10 says of the model that the one before does not."""
-    added = {
-        "babygpt-v2-position": {"position": True},
-        "babygpt-v3-attention": {"n_layer": 1, "n_head": 1},
-        "babygpt-v4-multihead": {"n_head": 4},
-        "babygpt-v5-feedforward": {"feed_forward": 1},
-        "babygpt-v6-blocks": {"n_layer": 3, "unroll": 3},
-        "babygpt-v7-residual": {"residual": True},
-        "babygpt-v8-projection": {"projection": True, "feed_forward": 4},
-        "babygpt-v9-layernorm": {"norm": True},
-        "babygpt-v10-dropout": {"dropout": 0.2},
-        "babygpt-v11": {"block_size": 256, "n_embd": 384, "n_head": 6, "n_layer": 6, "unroll": 6},
-        "babygpt-v12": {},
-    }
-    assert ["babygpt", *added, "bigram"] == [name for name in choices_of("model") if name.startswith("b")]
-    expected = load_config(["model=babygpt"])
-    for name, ideas in added.items():
-        expected = replace(expected, model=replace(expected.model, name=name, **ideas), run_dir="")
-        if name == "babygpt-v11":
-            expected.train.batch_size = 64
-            expected.optimizer = load_config(["optimizer=adamw-3e-4"]).optimizer
-        assert replace(load_config([f"model={name}"]), run_dir="") == expected
-
-
-def test_a_preset_brings_its_recipe_and_the_command_line_has_the_last_word():
-    tiny = load_config(["model=gpt-tiny"])
-    assert (tiny.model.block_size, tiny.model.n_embd, tiny.model.n_layer, tiny.model.n_head) == (64, 128, 4, 4)
-    assert (tiny.train.batch_size, tiny.train.steps) == (12, 2000)
-    assert (tiny.optimizer.schedule, tiny.optimizer.learning_rate) == ("cosine", 2e-3)
-    other = load_config(["model=gpt-tiny", "optimizer=lion", "train.batch_size=3", "model.n_head=2"])
-    assert isinstance(other.optimizer, LionConfig)
-    assert (other.train.batch_size, other.model.n_head, other.model.n_embd) == (3, 2, 128)
-    gpt2 = load_config(["model=gpt2-xl"]).model
-    assert (gpt2.n_embd, gpt2.n_layer, gpt2.n_head, gpt2.block_size, gpt2.vocab_size) == (1600, 48, 25, 1024, 50257)
-
-
-def test_a_run_kept_before_an_option_was_there_is_what_it_was(tmp_path):
-    """Such an option has a default in the schema, and its value in conf/ is that of the runs before, but one."""
-    config = load_config([])
-    kept = asdict(config)
-    for part in ("model", "optimizer", "train"):
-        for item in fields(getattr(config, part)):
-            if item.default is not MISSING:
-                del kept[part][item.name]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(kept))
-    loaded = load_saved_config(tmp_path / "config.yaml")
-    assert loaded.train.eval_tokens is None
-    assert differences(config, loaded) == []
-    loaded.train.eval_tokens = config.train.eval_tokens
-    assert loaded == config
-    del kept["model"]["n_embd"]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(kept))
-    with pytest.raises(RunError, match="is not the configuration of a run"):
-        load_saved_config(tmp_path / "config.yaml")
-
-
-def test_a_schedule_binds_the_steps_of_a_run():
-    """Going on after the end of a cosine would be another run; a constant step size has no end."""
-    ours, theirs = (load_config(["model=gpt-tiny", f"train.steps={steps}"]) for steps in (9, 5))
-    assert differences(ours, theirs) == ["train.steps is 5 there, 9 here"]
-    ours, theirs = (load_config(["model=babygpt-v9-layernorm", f"train.steps={steps}"]) for steps in (9, 5))
-    assert differences(ours, theirs) == []
-
-
-def test_options_are_read_by_their_type():
-    config = load_config(
-        [
-            "train.steps=7",
-            "optimizer.learning_rate=1e-3",
-            "model.bias=False",
-            "data.path=null",
-            "train.seed=1",
-            "train.seed=2",
-        ]
-    )
-    assert (config.train.steps, config.optimizer.learning_rate, config.model.bias) == (7, 1e-3, False)
-    assert (config.data.path, config.train.seed) == (None, 2)
-
-
-def test_groups_bring_their_options():
-    config = load_config(["model=bigram", "model.smoothing=0", "data=synthetic", "data.states=3"])
-    assert config.model == BigramConfig("bigram", 8, 0.0, "corpus")
-    assert isinstance(config.data, SyntheticConfig)
-    assert config.run_dir == "checkpoints/bigram-synthetic"
-
-
-@pytest.mark.parametrize("path", ["my texts/café ${x}.v2.txt", "synthetic", "a=b, {c}: 'd' \"e\" \\f#g"])
-def test_text_is_taken_as_it_is_and_survives_saving(tmp_path, path):
-    config = load_config([f"data.path={path}", f"run_dir={path}"])
-    assert (config.data.path, config.run_dir) == (path, path)
-    save_config(config, tmp_path / "config.yaml")
-    assert load_saved_config(tmp_path / "config.yaml") == config
+    assert config.model.is_v1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("kind", "options", "complaint"),
     [
-        (["model=babygtp"], "unknown model 'babygtp'; did you mean babygpt?"),
-        (["model=xyz"], "unknown model 'xyz'; there are babygpt, babygpt-v2-position, .*, gpt2-xl"),
-        (["data="], "unknown data ''; there are pydocs, shakespeare, synthetic"),
-        (["model.n_embdd=3"], "unknown option 'model.n_embdd'; did you mean model.n_embd?"),
-        (["n_embd=3"], "unknown option 'n_embd'; did you mean model.n_embd?"),
-        (["traner.steps=3"], "unknown option 'traner.steps'; did you mean train.steps?"),
-        (["model=bigram", "model.n_embd=3"], "unknown option 'model.n_embd'; there are .*model.smoothing"),
-        (["data.states=3"], "unknown option 'data.states'"),
-        (["model.name=bigram"], "unknown option 'model.name'"),
-        (["--steps", "3"], "'--steps' is not an option; options are written key=value"),
-        (["train.steps"], "'train.steps' is not an option"),
-        (["=3"], "'=3' is not an option"),
-        (["train.steps=many"], "train.steps=many is not an integer"),
-        (["train.steps=1.5"], "train.steps=1.5 is not an integer"),
-        (["train.steps="], "train.steps= is not an integer"),
-        (["optimizer.learning_rate=fast"], "optimizer.learning_rate=fast is not a number"),
-        (["model.bias=perhaps"], "model.bias=perhaps is not true or false"),
-        (["data.tokenizer=bpe"], "unknown value of data.tokenizer: 'bpe'; there are char, byte"),
-        (["train.steps=0"], r"train.steps=0 is out of range; it must lie in \[1, 2e9\]"),
-        (["train.batch_size=-1"], "train.batch_size=-1 is out of range"),
-        (["train.seed=99999999999999999999"], "train.seed=99999999999999999999 is out of range"),
-        (["model.n_embd=-1"], "model.n_embd=-1 is out of range"),
-        (["model=bigram", "model.smoothing=-0.1"], "model.smoothing=-0.1 is out of range"),
-        (["optimizer.learning_rate=nan"], "optimizer.learning_rate=nan is out of range"),
-        (["optimizer.weight_decay=inf"], "optimizer.weight_decay=inf is out of range"),
-        (["optimizer.beta1=1"], r"optimizer.beta1=1.0 is out of range; it must lie in \[0, 1\)"),
-        (["optimizer.eps=0"], "optimizer.eps=0.0 is out of range"),
-        (["model.dropout=0.1"], "model.dropout= is for models with blocks, and babygpt has none"),
-        (["model=babygpt-v10"], "unknown model 'babygpt-v10'; did you mean babygpt-v"),
-        (["model.n_layer=1", "model.dropout=1"], "model.dropout=1.0 is out of range"),
-        (
-            ["model.n_layer=1", "model.activation=swish"],
-            "unknown value of model.activation: 'swish'; there are relu, gelu",
-        ),
-        (["optimizer.schedule=cosin"], "unknown value of optimizer.schedule: 'cosin'; did you mean cosine?"),
-        (["model.vocab_size=few"], "model.vocab_size=few is not an integer"),
+        (BabyGPTConfig, {"n_embd": -1}, "model.n_embd=-1 is out of range; it must lie in [0, 2e9]"),
+        (BabyGPTConfig, {"n_embd": "32"}, "model.n_embd=32 is invalid: input should be a valid integer"),
+        (BabyGPTConfig, {"n_embd": True}, "model.n_embd=true is invalid: input should be a valid integer"),
+        (BabyGPTConfig, {"n_embd": 10**400}, "model.n_embd=1000"),
+        (BabyGPTConfig, {"n_embd": 2.5}, "model.n_embd=2.5 is invalid"),
+        (BabyGPTConfig, {"bias": 1}, "model.bias=1 is invalid: input should be a valid boolean"),
+        (BabyGPTConfig, {"n_head": 0}, "model.n_head=0 is out of range; it must lie in [1, 10000]"),
+        (BabyGPTConfig, {"dropout": 1.0}, "model.dropout=1.0 is out of range; it must lie in [0, 1)"),
+        (BabyGPTConfig, {"dropout": float("nan")}, "model.dropout=nan is out of range"),
+        (BabyGPTConfig, {"n_layer": 1, "n_head": 5}, "model.n_head=5 does not divide model.n_embd=32"),
+        (BabyGPTConfig, {"n_layer": 1, "n_embd": 0}, "model.n_head=1 does not divide model.n_embd=0"),
+        (BabyGPTConfig, {"n_layer": 1, "feed_forward": 4}, "model.feed_forward=4 needs model.projection=true"),
+        (BabyGPTConfig, {"activation": "silu"}, "unknown value of model.activation: 'silu'; choose from relu, gelu"),
+        (BabyGPTConfig, {"n_embed": 3}, "unknown option 'model.n_embed'; did you mean model.n_embd?"),
+        (BabyGPTConfig, {"start": "gpt2"}, "unknown option 'model.start'"),
+        (BigramConfig, {"smoothing": float("inf")}, "model.smoothing=inf is out of range"),
+        (SyntheticConfig, {"seed": -1}, "data.seed=-1 is out of range; it must lie in [0, 2e9]"),
+        (AdamWConfig, {"eps": 1e-300}, "optimizer.eps=1e-300 is out of range; it must lie in [1e-30, 1e6]"),
+        (TrainConfig, {"accumulation": 0}, "train.accumulation=0 is out of range"),
+        (TrainConfig, {"accumulation": 5}, "train.accumulation=5 does not divide train.batch_size=32"),
+        (CountsConfig, {"choose": "penalty", "penalty": 0.1}, "trainer.choose=penalty and trainer.penalty= cannot"),
+        (CountsConfig, {"choose": "smoothing", "smoothing": 0.0}, "trainer.choose=smoothing and trainer.smoothing="),
+        (Config, {"model": 5}, "model=5 is invalid: expected a ModelConfig"),
+        (Config, {"run_dri": "x"}, "unknown option 'run_dri'; did you mean run_dir?"),
     ],
 )
-def test_a_wrong_option_gets_one_sentence(arguments, complaint):
-    with pytest.raises(ConfigError, match=complaint) as caught:
-        load_config(arguments)
-    assert "\n" not in str(caught.value)
+def test_an_invalid_value_gets_one_sentence(kind, options, complaint):
+    for make in (lambda: kind(**options), lambda: kind().replace(**options)):
+        with pytest.raises(ConfigError) as caught:
+            make()
+        assert complaint in str(caught.value)
+        assert len(str(caught.value)) < 200
+        assert "\n" not in str(caught.value)
+
+
+def test_a_config_is_a_value():
+    """A model keeps its config as static data, so equal configs must be equal keys."""
+    one, other = BabyGPTConfig(n_embd=4), BabyGPTConfig().replace(n_embd=4)
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one != BabyGPTConfig()
+    with pytest.raises(ValueError, match="frozen"):
+        one.n_embd = 5  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("change", "v1"),
     [
-        lambda text: "",
-        lambda text: "[]",
-        lambda text: "a: [",
-        lambda text: text.replace("n_embd", "n_embed"),
-        lambda text: text.replace("n_embd: 32", "n_embd: wide"),
-        lambda text: text.replace("n_embd: 32", "n_embd: 1.5"),
-        lambda text: text.replace("n_embd: 32", "n_embd: -1"),
-        lambda text: text.replace("name: babygpt", "name: rnn-5"),
-        lambda text: text.replace("overwrite: false\n", ""),
-        lambda text: text + "extra: 1\n",
+        ({}, True),
+        ({"n_embd": 0}, True),
+        ({"bias": False, "block_size": 3, "n_head": 4, "dropout": 0.5}, True),
+        ({"position": True}, False),
+        ({"n_layer": 1}, False),
+        ({"norm": True}, False),
+        ({"tied": True}, False),
+        ({"vocab_size": 99}, False),
+        ({"dtype": "bfloat16"}, False),
     ],
 )
-def test_a_damaged_config_file_is_refused(tmp_path, damage):
-    path = tmp_path / "config.yaml"
-    save_config(load_config([]), path)
-    assert load_saved_config(path) == load_config([])
-    path.write_text(damage(path.read_text()))
-    with pytest.raises(RunError, match=r"config\.yaml is not the configuration of a run"):
-        load_saved_config(path)
+def test_v1_is_an_embedding_and_a_head_and_nothing_else(change, v1):
+    assert BabyGPTConfig(**change).is_v1 == v1
 
 
-def test_differences_name_what_keeps_one_run_from_continuing_another():
-    ours = load_config(["model.n_embd=64", "optimizer.beta1=0.8", "train.steps=9", "data.path=here.txt", "run_dir=b"])
-    theirs = load_config(["train.steps=3", "data.path=there.txt", "run_dir=a"])
-    assert differences(ours, theirs) == ["model.n_embd is 32 there, 64 here", "optimizer.beta1 is 0.9 there, 0.8 here"]
-    assert differences(load_config(["model=bigram"]), theirs) == ["model is babygpt there, bigram here"]
-    assert differences(theirs, theirs) == []
+def every_kind(kind=Options):
+    for below in kind.__subclasses__():
+        if below.__module__ == "babyjax.config":
+            yield below
+            yield from every_kind(below)
 
 
-def test_every_option_explains_itself():
-    for group in GROUPS:
-        for name in choices_of(group):
-            for key, option in options_of(load_config([f"{group}={name}"])).items():
-                assert option.help, key
-                if option.type in (int, float):
-                    assert option.interval, key
+@pytest.mark.parametrize("kind", [*every_kind()], ids=lambda kind: kind.__name__)
+def test_every_option_has_a_default_a_short_help_and_a_range(kind):
+    for name, field in kind.model_fields.items():
+        assert field.default is not PydanticUndefined, name
+        if kind.__name__ == "Choices" or isinstance(field.default, Options):
+            continue
+        assert field.description, name
+        assert len(field.description.partition(" (")[0].split()) <= 10, name
+        assert field.annotation in (bool, str, str | None) or interval_of(field) or choices_of(field), name
+        assert set(field.json_schema_extra) == {"free"}
+
+
+def test_a_long_value_is_shortened():
+    assert shown("a" * 61) == "a" * 60 + "..."
+    assert (shown(True), shown(None), shown(0.5)) == ("true", "None", "0.5")

@@ -1,4 +1,4 @@
-"""A run that was cut is, to the byte, the run that was not."""
+"""A run that was stopped and continued has the same bytes as the run that never stopped."""
 
 import json
 import os
@@ -15,140 +15,175 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import babyjax
+from babyjax.runs.directory import load_arrays, saved_checkpoints
+from babyjax.runs.manifest import NAME, read_manifest
 from babyjax.train import main as train
-from babyjax.training.checkpoint import Checkpoints
 
-OPTIONS = ["data=synthetic", "data.length=2000", "data.states=5", "model.n_embd=4", "train.batch_size=4"]
+SYNTHETIC = ("data=synthetic", "data.length=2000", "data.states=5")
+TINY = (*SYNTHETIC, "model.n_embd=4", "train.batch_size=4")
 
 
-def trained_to(run_dir: Path, steps: int, *options: str) -> None:
-    assert train([*OPTIONS, f"run_dir={run_dir}", f"train.steps={steps}", *options]) == 0
+def train_to(run_dir: Path, steps: int, *options: str) -> None:
+    assert train([*TINY, f"run_dir={run_dir}", f"train.steps={steps}", *options]) == 0
+
+
+def checkpoints(run_dir: Path) -> dict:
+    return saved_checkpoints(run_dir, read_manifest(run_dir)) if (run_dir / NAME).exists() else {}
+
+
+def newest_arrays(run_dir: Path) -> dict[str, np.ndarray]:
+    saved = checkpoints(run_dir)
+    return load_arrays(run_dir, saved, max(saved))
 
 
 def assert_same_run(one: Path, other: Path, steps: int) -> None:
-    """Parameters, optimiser state and metrics are the same bytes; metrics have every step once."""
-    ours, theirs = (Checkpoints(path / "steps").load(steps).arrays for path in (one, other))
+    """The newest arrays and the metrics have the same bytes; the metrics have every step once."""
+    ours, theirs = newest_arrays(one), newest_arrays(other)
     assert ours.keys() == theirs.keys()
+    assert int(ours["step"]) == steps
     for name, array in ours.items():
-        assert array.dtype == theirs[name].dtype
+        assert (array.dtype, array.shape) == (theirs[name].dtype, theirs[name].shape)
         assert array.tobytes() == theirs[name].tobytes(), name
     rows = (one / "metrics.jsonl").read_bytes()
     assert rows == (other / "metrics.jsonl").read_bytes()
     assert [json.loads(row)["step"] for row in rows.splitlines()] == list(range(1, steps + 1))
 
 
+def lose(run_dir: Path, steps: list[int]) -> None:
+    """Remove checkpoints, and leave what a process leaves that is killed while it writes the first of them."""
+    for step in steps:
+        shutil.rmtree(run_dir / "steps" / str(step))
+    (run_dir / "steps" / f"{steps[0]}.orbax-checkpoint-tmp").mkdir()
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "train_')
+
+
 @settings(max_examples=6)
 @given(data=st.data())
-def test_any_cut_with_any_checkpoint_interval_gives_the_same_run(tmp_path_factory, data):
+def test_stopped_anywhere_with_any_checkpoint_interval(tmp_path_factory, data):
     steps = data.draw(st.integers(2, 40), label="steps")
     cuts = data.draw(st.lists(st.integers(1, steps - 1), max_size=3, unique=True).map(sorted), label="cuts")
     evaluate = f"train.eval_interval={data.draw(st.integers(1, 15), label='eval_interval')}"
     folder = tmp_path_factory.mktemp("runs")
-    trained_to(folder / "whole", steps, evaluate)
+    train_to(folder / "whole", steps, evaluate)
     for reached in [*cuts, steps]:
         interval = data.draw(st.integers(1, 50), label="checkpoint.interval")
-        trained_to(folder / "cut", reached, evaluate, f"checkpoint.interval={interval}")
-    assert_same_run(folder / "whole", folder / "cut", steps)
+        train_to(folder / "cut", reached, evaluate, f"checkpoint.interval={interval}")
+    assert_same_run(folder / "cut", folder / "whole", steps)
+    assert (folder / "cut" / "result.json").read_bytes() == (folder / "whole" / "result.json").read_bytes()
 
 
 @settings(max_examples=6)
-@given(steps=st.integers(3, 30), interval=st.integers(1, 10), lost=st.data())
-def test_a_run_whose_newest_checkpoints_were_never_written_does_them_again(tmp_path_factory, steps, interval, lost):
-    """As after a kill: metrics are ahead of the checkpoints, by any number of rows and half a row."""
+@given(steps=st.integers(3, 30), interval=st.integers(1, 10), data=st.data())
+def test_lost_checkpoints_are_made_again(tmp_path_factory, steps, interval, data):
+    """The metrics are ahead of the checkpoints by any number of rows and half a row, as after a kill."""
     folder = tmp_path_factory.mktemp("runs")
     options = ("train.eval_interval=4", f"checkpoint.interval={interval}", "checkpoint.keep=100")
-    trained_to(folder / "whole", steps, *options)
+    train_to(folder / "whole", steps, *options)
     shutil.copytree(folder / "whole", folder / "cut")
-    saved = Checkpoints(folder / "cut" / "steps").steps()
-    kept = lost.draw(st.integers(0, len(saved) - 1), label="kept")
-    for step in saved[kept:]:
-        shutil.rmtree(folder / "cut" / "steps" / str(step))
-    (folder / "cut" / "steps" / f"{steps}.orbax-checkpoint-tmp").mkdir()
-    with (folder / "cut" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 99, "train_')
-    trained_to(folder / "cut", steps, *options)
-    assert_same_run(folder / "whole", folder / "cut", steps)
-    assert Checkpoints(folder / "cut" / "steps").steps() == saved
-    assert not list((folder / "cut" / "steps").glob("*tmp*"))
+    saved = list(checkpoints(folder / "cut"))
+    kept = data.draw(st.integers(0, len(saved) - 1), label="kept")
+    lose(folder / "cut", saved[kept:])
+    train_to(folder / "cut", steps, *options)
+    assert_same_run(folder / "cut", folder / "whole", steps)
+    assert list(checkpoints(folder / "cut")) == saved
+    assert sorted(os.listdir(folder / "cut" / "steps")) == sorted(map(str, saved))
+
+
+def test_another_eval_interval_keeps_the_rows_already_written(tmp_path):
+    """Also the evaluation of the last step before it stopped, and a run that ended between two evaluations."""
+    for steps, interval in ((8, 4), (11, 5), (14, 7), (15, 100)):
+        train_to(tmp_path / "run", steps, f"train.eval_interval={interval}")
+    rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 16))
+    assert [row["step"] for row in rows if "val_loss" in row] == [4, 8, 10, 14]
+    assert all(("eval_train_loss" in row) == ("val_loss" in row) for row in rows)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["step"] == 15
+    train_to(tmp_path / "whole", 15, "train.eval_interval=100")
+    ours, theirs = newest_arrays(tmp_path / "run"), newest_arrays(tmp_path / "whole")
+    assert all(array.tobytes() == theirs[name].tobytes() for name, array in ours.items())
 
 
 @pytest.mark.parametrize("reached", [8, 10])
-def test_the_ledger_of_a_run_that_goes_on_is_taken_back(tmp_path, reached):
-    """Where the run ended on an evaluation, and where it was evaluated because it ended."""
-    trained_to(tmp_path / "whole", 12, "train.eval_interval=4")
+def test_the_results_of_a_run_that_continues_are_replaced(tmp_path, reached):
+    """The run ended on an evaluation, and it was evaluated because it ended."""
+    train_to(tmp_path / "whole", 12, "train.eval_interval=4")
     for steps in (reached, 12):
-        trained_to(tmp_path / "cut", steps, "train.eval_interval=4")
-        rows = [json.loads(row) for row in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
-        assert [row["step"] for row in rows if "ledger" in row] == [steps]
-    assert_same_run(tmp_path / "whole", tmp_path / "cut", 12)
+        train_to(tmp_path / "cut", steps, "train.eval_interval=4")
+        assert json.loads((tmp_path / "cut" / "result.json").read_text())["step"] == steps
+    assert_same_run(tmp_path / "cut", tmp_path / "whole", 12)
+    for name in ("result.json", "decomposition.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_fit_on_counts_cut_at_any_step_is_the_same_run(tmp_path):
+def test_a_fit_on_counts_stopped_at_any_step(tmp_path):
     options = ("trainer=counts", "trainer.starts=3", "checkpoint.interval=1", "checkpoint.keep=1000")
-    trained_to(tmp_path / "whole", 1, *options)
+    train_to(tmp_path / "whole", 1, *options)
     steps = len((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines())
     for cut in {1, steps // 2, steps - 1}:
         shutil.copytree(tmp_path / "whole", tmp_path / f"cut{cut}")
-        for step in range(cut + 1, steps + 1):
-            shutil.rmtree(tmp_path / f"cut{cut}" / "steps" / str(step))
-        trained_to(tmp_path / f"cut{cut}", 1, *options)
-        assert_same_run(tmp_path / "whole", tmp_path / f"cut{cut}", steps)
+        lose(tmp_path / f"cut{cut}", list(range(cut + 1, steps + 1)))
+        train_to(tmp_path / f"cut{cut}", 1, *options)
+        assert_same_run(tmp_path / f"cut{cut}", tmp_path / "whole", steps)
 
 
-def test_a_bigram_whose_checkpoint_was_never_written_is_counted_again_to_the_bit(tmp_path):
-    for counting in ("corpus", "windows"):
-        options = ("model=bigram", "data=synthetic", "data.length=2000", f"model.counting={counting}", "train.steps=50")
-        one, two = tmp_path / f"{counting}1", tmp_path / f"{counting}2"
-        for run_dir in (one, two):
-            assert train([*options, f"run_dir={run_dir}"]) == 0
-        shutil.rmtree(two / "steps" / "1")
-        assert train([*options, f"run_dir={two}"]) == 0
-        assert_same_run(one, two, 1)
+@pytest.mark.parametrize("counting", ["corpus", "windows"])
+def test_a_bigram_whose_checkpoint_was_lost_is_counted_again(tmp_path, counting):
+    options = ("model=bigram", *SYNTHETIC, f"model.counting={counting}", "train.steps=50")
+    for name in ("one", "two"):
+        assert train([*options, f"run_dir={tmp_path / name}"]) == 0
+    lose(tmp_path / "two", [1])
+    assert train([*options, f"run_dir={tmp_path / 'two'}"]) == 0
+    assert_same_run(tmp_path / "two", tmp_path / "one", 1)
 
 
 def command(run_dir: Path, steps: int, *options: str) -> list[str]:
-    return [sys.executable, "-m", "babyjax.train", *OPTIONS, f"run_dir={run_dir}", f"train.steps={steps}", *options]
+    return [sys.executable, "-m", "babyjax.train", *TINY, f"run_dir={run_dir}", f"train.steps={steps}", *options]
+
+
+def finish(run_dir: Path, steps: int, *options: str) -> str:
+    """Run a training process to its end and return what it printed."""
+    ended = subprocess.run(command(run_dir, steps, *options), capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return ended.stdout
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_a_run_goes_on_and_loses_nothing(tmp_path, pytestconfig):
-    """SIGKILL at seeded random times, most of them while checkpoints are being written: one every two steps."""
+def test_killed_at_any_moment(tmp_path, pytestconfig):
+    """SIGKILL at seeded random times, most of them while a checkpoint is being written: there is one every two steps."""
     kills, clock = pytestconfig.getoption("kills"), random.Random(0)
     options = ("train.eval_interval=7", "checkpoint.interval=2")
-    run_dir, landed, highest = tmp_path / "killed", 0, 0
-    # A step takes about 25 ms, nearly all of it to save: long enough a run for every kill to find it alive.
+    run_dir, highest = tmp_path / "killed", 0
+    metrics = run_dir / "metrics.jsonl"
+    # A step takes about 25 ms, most of it to save: the run is long enough for every kill to find it alive.
     steps = 80 * (kills + 1)
     for _ in range(kills):
         process = subprocess.Popen(
             command(run_dir, steps, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        if clock.random() < 0.2:  # anywhere from the start of Python on
+        if clock.random() < 0.2:  # at any time from the start of Python
             time.sleep(clock.uniform(0, 3))
-        else:  # after it has begun to train
-            rows = (run_dir / "metrics.jsonl").stat().st_size if (run_dir / "metrics.jsonl").exists() else 0
-            while process.poll() is None and (
-                not (run_dir / "metrics.jsonl").exists() or (run_dir / "metrics.jsonl").stat().st_size <= rows
-            ):
+        else:  # after training has begun
+            rows = metrics.stat().st_size if metrics.exists() else 0
+            while process.poll() is None and (not metrics.exists() or metrics.stat().st_size <= rows):
                 time.sleep(0.01)
             time.sleep(clock.uniform(0, 1.5))
         process.send_signal(signal.SIGKILL)
         out, err = process.communicate()
         assert process.returncode == -signal.SIGKILL, out + err
         assert err == ""
-        landed += 1
-        complete = max(Checkpoints(run_dir / "steps").steps(), default=0)
+        complete = max(checkpoints(run_dir), default=0)
         assert complete >= highest
         highest = complete
         if complete:
-            Checkpoints(run_dir / "steps").load(complete)  # whole, by its sha256
-    last = subprocess.run(command(run_dir, steps, *options), capture_output=True, text=True, check=False)
-    assert (last.returncode, last.stderr) == (0, "")
+            newest_arrays(run_dir)  # raises if the bytes are not those of the digests
+    out = finish(run_dir, steps, *options)
     if highest:
-        assert f"continuing from step {highest:,}" in last.stdout
-    whole = subprocess.run(command(tmp_path / "whole", steps, *options), capture_output=True, text=True, check=False)
-    assert whole.returncode == 0
+        assert f"continuing from step {highest:,}" in out
+    finish(tmp_path / "whole", steps, *options)
     assert_same_run(run_dir, tmp_path / "whole", steps)
-    print(f"{landed} kills, {highest} of {steps} steps when last killed, nothing lost")
+    print(f"{kills} kills, {highest} of {steps} steps when last killed, nothing lost")
 
 
 @pytest.mark.slow
@@ -164,45 +199,87 @@ def test_a_second_process_is_refused_and_a_killed_one_does_not_block(tmp_path):
         assert second.stderr.startswith(f"error: another process is training in {run_dir}")
     first.kill()
     first.wait()
-    assert subprocess.run(command(run_dir, 10), capture_output=True, check=False).returncode == 0
+    finish(run_dir, 10)
+
+
+MOVED = """
+import sys
+import jax, numpy as np
+import babyjax
+from babyjax.runs.directory import load_run
+from babyjax.train import main
+
+devices, argv = int(sys.argv[1]), sys.argv[2:]
+assert jax.device_count() == devices
+config = babyjax.load_config(argv)
+task = babyjax.load_task(config)
+with babyjax.Run.open(config, task.corpus, task.tokenizer) as run:
+    if run.step:
+        state = run.restore(babyjax.make_trainer(config, task).init())
+        placed, saved = jax.tree.leaves(state.model), jax.tree.leaves(load_run(config.run_dir).model)
+        for ours, theirs in zip(placed, saved, strict=True):
+            assert len(ours.sharding.device_set) == devices
+            assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+sys.exit(main(argv))
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("counts", [(8, 1, 2), (1, 8)])
-def test_a_run_moves_between_devices_with_equal_parameters(tmp_path, counts):
-    run_dir, steps = tmp_path / "run", 0
-    for count in counts:
-        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
-        program = (
-            "import sys\nfrom babyjax.training.checkpoint import Checkpoints\nfrom babyjax.train import main\n"
-            "import jax, numpy as np\nfrom babyjax.config import load_config\nfrom babyjax.models import make_model\n"
-            "from babyjax.training.devices import data_mesh, replicated\nfrom pathlib import Path\n"
-            f"assert jax.device_count() == {count}\n"
-            "if sys.argv[1] != '0':\n"
-            "    saved = Checkpoints(Path(sys.argv[2]) / 'steps').load(int(sys.argv[1]))\n"
-            "    start = lambda: make_model(load_config(sys.argv[3:]).model, 5, jax.random.key(0))\n"
-            f"    mesh = data_mesh(8)\n    assert mesh.size == {count}\n"
-            "    placed = saved.fill(jax.jit(start, out_shardings=replicated(mesh))(), 'model')\n"
-            "    for name in ('token_embedding/embedding', 'lm_head/kernel'):\n"
-            "        room, leaf = name.split('/')\n"
-            "        array = getattr(getattr(placed, room), leaf)[...]\n"
-            f"        assert len(array.sharding.device_set) == {count}\n"
-            "        assert np.asarray(array).tobytes() == saved.arrays['model/' + name].tobytes()\n"
-            "sys.exit(main(sys.argv[3:]))"
-        )
-        arguments = [*OPTIONS, "train.batch_size=8", f"run_dir={run_dir}", f"train.steps={steps + 10}"]
+def test_moved_between_devices(tmp_path, counts):
+    """The parameters have the same bytes on other devices; further steps differ by rounding."""
+    run_dir = tmp_path / "run"
+    for leg, count in enumerate(counts):
+        arguments = [*TINY, "train.batch_size=8", f"run_dir={run_dir}", f"train.steps={10 * (leg + 1)}"]
         ran = subprocess.run(
-            [sys.executable, "-c", program, str(steps), str(run_dir), *arguments],
-            env=environment,
+            [sys.executable, "-c", MOVED, str(count), *arguments],
+            env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"},
             capture_output=True,
             text=True,
             check=False,
         )
         assert (ran.returncode, ran.stderr) == (0, "")
-        assert (f"on {count} x cpu" in ran.stdout) == (count > 1)
-        assert ("continuing from step" in ran.stdout) == bool(steps)
-        steps += 10
-    trained_to(tmp_path / "one", steps, "train.batch_size=8")
-    one, moved = (Checkpoints(path / "steps").load(steps).arrays for path in (tmp_path / "one", run_dir))
-    for name, array in moved.items():
+        assert (f"for {count} x cpu" in ran.stdout) == (count > 1)
+        assert ("continuing from step" in ran.stdout) == bool(leg)
+    train_to(tmp_path / "one", 10 * len(counts), "train.batch_size=8")
+    one = newest_arrays(tmp_path / "one")
+    for name, array in newest_arrays(run_dir).items():
         np.testing.assert_allclose(array, one[name], rtol=1e-3, atol=1e-5)
+
+
+LIMITED = """
+import resource, runpy, signal, sys
+limit = int(sys.argv.pop(1))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+runpy.run_module("babyjax.train", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="no RLIMIT_FSIZE")
+def test_a_full_disk_ends_in_one_sentence_and_keeps_earlier_steps(tmp_path):
+    """The kernel lets no file grow beyond a limit: too small for a checkpoint, for the metrics, for anything."""
+    (tmp_path / "mine.txt").write_text("abcabd" * 50)
+
+    def run(limit: int, *options: str) -> subprocess.CompletedProcess[str]:
+        arguments = ["data.path=mine.txt", "run_dir=here", "model.n_embd=2000", *options]
+        program = [sys.executable, "-c", LIMITED, str(limit), *arguments]
+        return subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert run(1 << 30, "train.steps=10").returncode == 0
+    failed = run(20_000, "train.steps=20")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: cannot write the checkpoint of step 20")
+    assert "step 10 is kept" in failed.stderr
+    assert failed.stderr.count("\n") == 1
+    assert babyjax.load_run(tmp_path / "here").step == 10
+    metrics = (tmp_path / "here" / "metrics.jsonl").stat().st_size
+    manifest = (tmp_path / "here" / NAME).stat().st_size
+    for limit in (0, 100, 1500, metrics + 30, manifest + 30):  # not even the small files can be written
+        failed = run(limit, "train.steps=20")
+        assert (failed.returncode, failed.stderr.count("\n")) == (1, 1), failed.stderr
+        assert failed.stderr.startswith("error: cannot write")
+        assert babyjax.load_run(tmp_path / "here").step == 10
+    assert run(1 << 30, "train.steps=20").returncode == 0
+    assert babyjax.load_run(tmp_path / "here").step == 20

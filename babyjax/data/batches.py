@@ -1,4 +1,4 @@
-"""Splits and batches. The batch of a step is a pure function of (tokens, seed, step): nothing to restore."""
+"""Splits and batches. The batch of a step is a pure function of (tokens, seed, step), so there is no state to save."""
 
 from typing import NamedTuple
 
@@ -20,20 +20,20 @@ class Split(NamedTuple):
 
 
 def split_tokens(tokens: Int[np.ndarray, " N"], block_size: int = 1) -> Split:
-    """The seed's split: the first 90 % train, the rest validation.
+    """Split into the first 90 % for training and the rest for validation.
 
-    Raises `DataError` where the training part is not longer than `block_size` or validation has no pair.
+    Raises: DataError if the training split is not longer than `block_size` or validation has no pair.
     """
     boundary = int(TRAIN_FRACTION * len(tokens))
     split = Split(tokens[:boundary], tokens[boundary:])
     if len(split.train) <= block_size:
         raise DataError(
-            f"the corpus has {len(tokens)} tokens, of which the first 90 % train: too short for a block of "
-            f"{block_size}; use a longer text or a smaller model.block_size"
+            f"the corpus has {len(tokens):,} tokens, 90 % of them for training: too short for a block of "
+            f"{block_size:,}; use a longer text or a smaller model.block_size"
         )
     if len(split.val) < 2:
         raise DataError(
-            f"the corpus has {len(tokens)} tokens: too short to keep 10 % for validation; use a longer text"
+            f"the corpus has {len(tokens):,} tokens: too short to keep 10 % for validation; use a longer text"
         )
     return split
 
@@ -41,9 +41,9 @@ def split_tokens(tokens: Int[np.ndarray, " N"], block_size: int = 1) -> Split:
 def batch_at(
     tokens: Int[Array, " L"], seed: Int[Array, ""] | int, step: Int[Array, ""] | int, batch_size: int, block_size: int
 ) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
-    """Inputs and targets of training step `step`: `batch_size` windows drawn uniformly, as the seed draws them.
+    """Return inputs and targets of training step `step`: `batch_size` windows drawn uniformly.
 
-    A window starts anywhere in [0, L - block_size); the targets are the inputs one token later.
+    A window starts anywhere in [0, L - block_size). Targets are the inputs one token later.
     """
     key = jax.random.fold_in(jax.random.key(seed), step)
     starts = jax.random.randint(key, (batch_size, 1), 0, tokens.shape[0] - block_size)

@@ -1,12 +1,13 @@
-"""Corpora: where the text comes from.
+"""Corpora: the texts to train on.
 
-Every text is UTF-8. A byte-order mark is dropped and line ends become "\\n", so that the same text saved on
-another system is the same corpus; its sha256 is taken after that.
+Every text is UTF-8. A byte-order mark is dropped and line ends become "\\n", so that the same text saved on another
+system is the same corpus, with the same sha256.
 """
 
 import contextlib
 import hashlib
 import http.client
+import inspect
 import os
 import unicodedata
 import urllib.request
@@ -16,23 +17,23 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 
 from babyjax.errors import DataError
-from babyjax.files import replace_file, user_path
+from babyjax.files import replace_file, user_cache
+from babyjax.text import shorten
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
 def fingerprint(text: str) -> str:
-    """sha256 of a text's UTF-8 bytes, in hexadecimal."""
+    """Return the sha256 of a text as UTF-8, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A named text; `entropy_rate` in nats per character where the source is known in closed form."""
+    """A named text. `entropy_rate` is that of its source in nats per character, if it is known."""
 
     name: str
     text: str
@@ -40,14 +41,14 @@ class Corpus:
 
     @cached_property
     def sha256(self) -> str:
-        """What tells this text from every other."""
+        """sha256 of the text as UTF-8."""
         return fingerprint(self.text)
 
 
 def decode_text(data: bytes, source: str) -> str:
-    """UTF-8 bytes to text with "\\n" line ends and no byte-order mark.
+    """Decode UTF-8 bytes to text with "\\n" line ends and no byte-order mark.
 
-    Raises `DataError`, naming `source`, for an empty text and for bytes that are not text.
+    Raises: DataError, naming `source`, if the text is empty or the bytes are not text.
     """
     try:
         text = data.decode("utf-8").lstrip("\ufeff")
@@ -65,57 +66,64 @@ def decode_text(data: bytes, source: str) -> str:
 
 
 def read_corpus(path: str | os.PathLike[str]) -> Corpus:
-    """The corpus in a UTF-8 text file, named after the file. Raises `DataError` where it cannot be read."""
+    """Read the corpus in a UTF-8 text file, named after the file. Raises: DataError if it cannot be read."""
     try:
-        data = user_path(path, DataError).read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
-    return Corpus(Path(path).stem, decode_text(data, str(path)))
+        with Path(path).expanduser().open("rb") as file:  # may be a pipe: /dev/stdin, <(...)
+            data = file.read(1 << 20)
+            if b"\0" not in data:  # /dev/zero never ends
+                data += file.read()
+    except (OSError, RuntimeError, ValueError) as error:  # no such file, no home directory, no possible name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"cannot read {shorten(str(path))}: {reason}") from None
+    return Corpus(Path(path).stem, decode_text(data, shorten(str(path))))
 
 
 def _pydocs() -> Corpus:
-    """CPython's own language reference (`pydoc_data.topics`), ASCII-normalised. Differs between Python versions."""
+    """Python's own language reference (`pydoc_data.topics`) as ASCII. It differs between Python versions."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        raise DataError(
-            "this Python comes without pydoc_data.topics; train on a text of yours: data.path=FILE"
-        ) from None
+        raise DataError("this Python has no pydoc_data.topics; train on your own text with data.path=FILE") from None
     text = "\n".join(topics[name] for name in sorted(topics))
     text = text.translate(str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "ß": "ss"}))
     return Corpus("pydocs", unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode())
 
 
 def _shakespeare(url: str = SHAKESPEARE_URL) -> Corpus:
-    """Karpathy's tinyshakespeare: downloaded once, checked, then read from the user's cache folder."""
-    cached = Path(platformdirs.user_cache_dir("babyjax")) / "tinyshakespeare.txt"
-    if cached.is_file() and hashlib.sha256(cached.read_bytes()).hexdigest() == SHAKESPEARE_SHA256:
-        return Corpus("shakespeare", read_corpus(cached).text)
+    """Karpathy's tinyshakespeare: downloaded once, checked, and kept in the user's cache folder."""
+    folder = user_cache()
+    cached = folder / "tinyshakespeare.txt" if folder else None
+    with contextlib.suppress(OSError):
+        if cached and hashlib.sha256(data := cached.read_bytes()).hexdigest() == SHAKESPEARE_SHA256:
+            return Corpus("shakespeare", decode_text(data, str(cached)))
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
             data = response.read()
     except (OSError, http.client.HTTPException) as error:
         raise DataError(
-            f"could not download {url} ({getattr(error, 'reason', error)}); "
-            "fetch it yourself and pass data.path=FILE, or use data=pydocs, which needs no network"
+            f"cannot download {url} ({getattr(error, 'reason', error)}); "
+            "download it yourself and give data.path=FILE, or use data=pydocs, which needs no network"
         ) from None
     if hashlib.sha256(data).hexdigest() != SHAKESPEARE_SHA256:
-        raise DataError(f"what {url} sent is not tinyshakespeare (its sha256 differs); nothing was kept")
+        raise DataError(f"{url} did not send tinyshakespeare: the sha256 differs")
     text = decode_text(data, url)
-    with contextlib.suppress(OSError):  # a cache that cannot be written is no reason to stop
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(cached, text)
+    if cached:
+        with contextlib.suppress(OSError):  # the cache is a convenience
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(cached, text)
     return Corpus("shakespeare", text)
 
 
 def _synthetic(states: int = 26, length: int = 1_000_000, seed: int = 0) -> Corpus:
-    """A seeded first-order Markov source whose entropy is known in closed form.
+    """Draw from a seeded first-order Markov source of known entropy.
 
-    From state i the next state is entry `byte` of row i of a table of 256, for a uniform random byte: so all
-    transition probabilities are multiples of 1/256, and H = sum_i pi_i H(P_i) with pi the stationary distribution.
+    The next state after i is a uniformly random entry of row i of a table with 256 columns, so all transition
+    probabilities are multiples of 1/256 and H = sum_i pi_i H(P_i), pi the stationary distribution.
     """
     if states < 1 or length < 1:
-        raise DataError(f"no source has {states} states and a text of {length} characters")
+        raise DataError(f"states and length must be at least 1, got {states} and {length}")
+    if seed < 0:
+        raise DataError(f"seed must be at least 0, got {seed}")
     rng = np.random.default_rng(seed)
     weights = rng.dirichlet(np.full(states, 0.3), size=states)
     table = [sorted(rng.choice(states, size=256, p=row).tolist()) for row in weights]
@@ -144,13 +152,14 @@ CORPORA: dict[str, Callable[..., Corpus]] = {
 
 
 def load_corpus(name: str = "pydocs", **options) -> Corpus:
-    """A corpus by name: `pydocs`, `shakespeare`, or `synthetic` with `states`, `length` and `seed`.
+    """Load a corpus by name: `pydocs`, `shakespeare`, or `synthetic` with `states`, `length` and `seed`.
 
-    Raises `DataError` for an unknown name or a text that cannot be had. For a file of yours see `read_corpus`.
+    For a text file see `read_corpus`. Raises: DataError if the name is unknown or the text cannot be loaded.
     """
     if name not in CORPORA:
-        raise DataError(f"unknown corpus {name!r}; there are {', '.join(CORPORA)}, and any text file by its path")
-    try:
-        return CORPORA[name](**options)
-    except TypeError as error:
-        raise DataError(f"the corpus {name!r} has no such option: {error}") from None
+        raise DataError(
+            f"unknown corpus {name!r}; choose from {', '.join(CORPORA)}, or read_corpus(path) for a text file"
+        )
+    if odd := sorted(options.keys() - inspect.signature(CORPORA[name]).parameters.keys()):
+        raise DataError(f"corpus {name!r} has no option {odd[0]!r}")
+    return CORPORA[name](**options)

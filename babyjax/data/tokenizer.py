@@ -1,17 +1,17 @@
-"""Tokenizers: text to int32 ids and back, vectorised over the whole corpus.
+"""Tokenizers: text to int32 ids and back, vectorized over the whole corpus.
 
-A tokenizer is strict: text outside its vocabulary raises `TokenError` and names the character. The
-`char` vocabulary is taken from the whole corpus, so validation text is always inside it; a prompt may
-not be. The `byte` tokenizer knows every text.
+A tokenizer is strict: a character outside its vocabulary raises TokenError. The `char` vocabulary is that of the whole
+corpus, validation split included; a prompt may still have an unknown character. `byte` encodes every text.
 """
 
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
+from numpy.typing import ArrayLike
 
 from babyjax.checks import check_tokens
 from babyjax.errors import TokenError
@@ -19,8 +19,9 @@ from babyjax.errors import TokenError
 Ids = Int[np.ndarray, " L"]
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
-    """What every tokenizer offers; `byte_lengths[id]` is the UTF-8 length of token `id`."""
+    """The protocol of a tokenizer. `byte_lengths[id]` is the UTF-8 length of token `id`."""
 
     name: ClassVar[str]
 
@@ -29,8 +30,17 @@ class Tokenizer(Protocol):
     @property
     def byte_lengths(self) -> Int[np.ndarray, " V"]: ...
     def encode(self, text: str) -> Ids: ...
-    def decode(self, ids: Ids) -> str: ...
+    def decode(self, ids: ArrayLike) -> str: ...
     def to_json(self) -> str: ...
+
+
+def _checked(ids: ArrayLike, vocab_size: int) -> Ids:
+    ids = np.asarray(ids)
+    if ids.ndim != 1:
+        raise TokenError(f"the ids of a text must be one-dimensional, got shape {list(ids.shape)}")
+    if ids.size:  # NumPy calls an empty list an array of floats
+        check_tokens(ids, vocab_size)
+    return ids.astype(np.int64)
 
 
 def _code_points(text: str) -> np.ndarray:
@@ -39,7 +49,7 @@ def _code_points(text: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CharTokenizer:
-    """One token per character; ids follow the sorted order of `characters`, as in the seed's script."""
+    """One token per character. Ids follow the sorted order of `characters`."""
 
     name: ClassVar[str] = "char"
     characters: str
@@ -47,11 +57,11 @@ class CharTokenizer:
     def __post_init__(self):
         points = _code_points(self.characters)
         if not points.size or (np.diff(points.astype(np.int64)) <= 0).any():
-            raise TokenError("a char vocabulary is a non-empty, sorted string of distinct characters")
+            raise TokenError("the characters of a char tokenizer must be a non-empty, sorted string without repetition")
 
     @classmethod
     def fit(cls, text: str) -> "CharTokenizer":
-        """The sorted set of the characters of `text`."""
+        """Return the tokenizer of the sorted set of characters of `text`."""
         seen = np.zeros(0x110000, bool)
         seen[_code_points(text)] = True
         points = np.flatnonzero(seen).astype("<u4")
@@ -73,7 +83,7 @@ class CharTokenizer:
         return table
 
     def encode(self, text: str) -> Ids:
-        """`text` of L characters to int32[L]. Raises `TokenError` naming the first unknown character."""
+        """Encode L characters as int32[L]. Raises: TokenError naming the first unknown character."""
         points, table = _code_points(text), self._id_of_point
         ids = table.take(points, mode="clip")
         if points.size and (ids.min() < 0 or points.max() >= len(table)):
@@ -81,14 +91,14 @@ class CharTokenizer:
             position = int(np.argmax(unknown))
             raise TokenError(
                 f"character {text[position]!r} (U+{ord(text[position]):04X}) at position {position} is not among the "
-                f"{self.vocab_size} characters of this vocabulary; data.tokenizer=byte trains a model that knows all"
+                f"{self.vocab_size} characters of this vocabulary; data.tokenizer=byte encodes every character"
             )
         return ids
 
-    def decode(self, ids: Ids) -> str:
-        """int[L] to text. Raises `TokenError` for ids outside the vocabulary."""
-        check_tokens(ids, self.vocab_size)
-        return _code_points(self.characters)[ids].tobytes().decode("utf-32-le", "surrogatepass")
+    def decode(self, ids: ArrayLike) -> str:
+        """Decode L integers to text. Raises: TokenError if one is outside the vocabulary."""
+        points = _code_points(self.characters)[_checked(ids, self.vocab_size)]
+        return points.tobytes().decode("utf-32-le", "surrogatepass")
 
     def to_json(self) -> str:
         return json.dumps({"type": self.name, "characters": self.characters})
@@ -102,7 +112,7 @@ class ByteTokenizer:
 
     @classmethod
     def fit(cls, text: str) -> "ByteTokenizer":
-        """The byte vocabulary is the same for every text."""
+        """Return the tokenizer, the same for every text."""
         return cls()
 
     @property
@@ -114,13 +124,16 @@ class ByteTokenizer:
         return np.ones(256, np.int64)
 
     def encode(self, text: str) -> Ids:
-        """`text` to int32[number of UTF-8 bytes]."""
-        return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8).astype(np.int32)
+        """Encode `text` as int32[number of UTF-8 bytes]. Raises: TokenError if it has a lone surrogate."""
+        try:
+            data = text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise TokenError(f"character {text[error.start]!r} at position {error.start} has no UTF-8 bytes") from None
+        return np.frombuffer(data, np.uint8).astype(np.int32)
 
-    def decode(self, ids: Ids) -> str:
-        """int[L] to text; bytes that are not UTF-8 (a sample may stop inside a character) become U+FFFD."""
-        check_tokens(ids, self.vocab_size)
-        return ids.astype(np.uint8).tobytes().decode("utf-8", "replace")
+    def decode(self, ids: ArrayLike) -> str:
+        """Decode L integers to text. Bytes that are not UTF-8 become U+FFFD: a sample may stop inside a character."""
+        return _checked(ids, self.vocab_size).astype(np.uint8).tobytes().decode("utf-8", "replace")
 
     def to_json(self) -> str:
         return json.dumps({"type": self.name})
@@ -130,9 +143,9 @@ TOKENIZERS: dict[str, type[CharTokenizer] | type[ByteTokenizer]] = {"char": Char
 
 
 def tokenizer_from_json(text: str) -> CharTokenizer | ByteTokenizer:
-    """The inverse of `to_json`. Raises `TokenError` for anything else."""
+    """Return the tokenizer that `to_json` wrote. Raises: TokenError if `text` is not one."""
     try:
         fields = json.loads(text)
         return TOKENIZERS[fields.pop("type")](**fields)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TokenError(f"this is not a saved tokenizer ({type(error).__name__}: {error})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise TokenError(f"this is not a saved tokenizer ({type(error).__name__}: {str(error)[:60]})") from error

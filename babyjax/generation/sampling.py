@@ -1,9 +1,8 @@
-"""Decoding: one compiled loop over new tokens, for a batch of prompts of any lengths.
+"""Sampling text: one compiled loop over new tokens, for a batch of prompts of any lengths.
 
-What a model reads. A row starts with the last `receptive_field` tokens of its prompt. Once it has read as many, its
-older half is let go before the next token is read, positions starting anew with the half that is kept: so a context has
-between half of `receptive_field` and all of it, and half of it is read twice in every so many tokens, not every one
-all over again. A model with a cache of keys and values reads each token once in between.
+A row's context starts as the last `context_length` tokens of its prompt and grows by every new token. Once it is full,
+its older half is dropped before the next token is read, and positions start anew at the half that is kept. So a context
+has between half of `context_length` tokens and all of them, and a decoder with a cache reads a token at most twice.
 """
 
 from collections.abc import Sequence
@@ -13,64 +12,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer, Key
+from jaxtyping import Array, Bool, Int, Integer, Key
 
 from babyjax.checks import check_tokens
 from babyjax.errors import ConfigError, TokenError
+from babyjax.generation.draw import sample_token
+from babyjax.models.base import LanguageModel
 
-# Where a row has ended, in what `generate` returns.
-ENDED = -1
-
-Tokens = Integer[Array, " _"] | Integer[np.ndarray, " _"]
-
-
-def sample_token(
-    key: Key[Array, ""],
-    logits: Float[Array, " V"],
-    temperature: Float[Array, ""] | float,
-    top_k: int | None = None,
-    top_p: Float[Array, ""] | float | None = None,
-    min_p: Float[Array, ""] | float | None = None,
-) -> Int[Array, ""]:
-    """A token drawn from softmax(logits / temperature); the likeliest at temperature 0.
-
-    Drawn among the `top_k` likeliest; of these among the fewest likeliest that hold `top_p` of the probability
-    (Holtzman et al. 2020); of these among those at least `min_p` times as likely as the likeliest (Nguyen et al. 2024).
-    """
-    logits = (logits - logits.max()) / jnp.where(temperature > 0, temperature, 1.0)
-    tokens = None
-    if top_k is not None or top_p is not None:
-        logits, tokens = jax.lax.top_k(logits, min(top_k or logits.shape[-1], logits.shape[-1]))  # of equals, the first
-    if top_p is not None:
-        probabilities = jax.nn.softmax(logits)
-        logits = jnp.where(jnp.cumsum(probabilities) - probabilities < top_p, logits, -jnp.inf)
-    if min_p is not None:
-        logits = jnp.where(logits >= logits.max() + jnp.log(min_p), logits, -jnp.inf)
-    chosen = jnp.where(temperature > 0, _draw(key, logits), jnp.argmax(logits))
-    return (chosen if tokens is None else tokens[chosen]).astype(jnp.int32)
-
-
-def _draw(key: Key[Array, ""], logits: Float[Array, " V"]) -> Int[Array, ""]:
-    """An index drawn from softmax(logits), where the sum of probabilities first exceeds a uniform number.
-
-    One random number a draw, not one a token, and the sum in two steps, over groups and within one: on a CPU twenty
-    times faster than `jax.random.categorical` at V = 6,000. An index of probability 0 is never drawn.
-    """
-    groups = -(-logits.shape[-1] // 64)
-    mass = jnp.exp(logits - logits.max())
-    mass = jnp.pad(mass, (0, 64 * groups - logits.shape[-1])).reshape(groups, 64)
-    over_groups = jnp.cumsum(mass.sum(axis=1))
-    # The next number below, where rounding would reach the total.
-    aim = jnp.minimum(jax.random.uniform(key) * over_groups[-1], jnp.nextafter(over_groups[-1], 0.0))
-    group = (over_groups <= aim).sum()
-    within = jnp.cumsum(mass[group])
-    rest = aim - jnp.where(group > 0, over_groups[group - 1], 0.0)
-    return group * 64 + (within <= jnp.minimum(rest, jnp.nextafter(within[-1], 0.0))).sum()
+ENDED = -1  # fills a row after its stop token
 
 
 def generate(
-    model,
-    prompts: Integer[Array, "B T"] | Integer[np.ndarray, "B T"] | Sequence[Tokens],
+    model: LanguageModel,
+    prompts: Integer[Array, "B T"] | Integer[np.ndarray, "B T"] | Sequence[Any],
     key: Key[Array, ""],
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -81,114 +35,115 @@ def generate(
     stop_tokens: Sequence[int] = (),
     vocab_size: int | None = None,
 ) -> Int[Array, "B N"]:
-    """`max_new_tokens` tokens after each prompt, int32[B, max_new_tokens]; -1 after one of `stop_tokens`.
+    """Sample `max_new_tokens` continuations of prompts, int[B, T] or a sequence of int[T].
 
-    Row b draws from its own stream of `key` and reads nothing of the others, so it is the same in a batch of any size,
-    beside prompts of any length. `vocab_size` keeps to the first so many tokens, for a model with room for more. Raises
-    `TokenError` for a prompt that is empty or outside the vocabulary, `ConfigError` for a setting that cannot be.
+    Returns int32[B, max_new_tokens], padded with -1 after a stop token. Row b has its own stream of random numbers and
+    sees nothing of the other rows, so it is the same in a batch of any size, beside prompts of any length.
+    `vocab_size` restricts the draw to the first tokens, for a model with room for more. `sample_token` explains the
+    other options.
+
+    Raises: TokenError if a prompt is empty or outside the vocabulary, ConfigError if an option is out of range.
     """
-    rows = [np.asarray(prompt) for prompt in prompts]
-    if not rows or any(row.ndim != 1 or row.size == 0 for row in rows):
-        raise TokenError("a prompt has at least one token, and there is at least one prompt")
-    field = model.receptive_field
-    known = jax.eval_shape(model, jax.ShapeDtypeStruct((1, field), jnp.int32)).shape[-1]
-    for row in rows:
-        check_tokens(row, known)
-    if max_new_tokens < 0 or not temperature >= 0 or (top_k is not None and top_k < 1):
-        raise ConfigError(f"cannot draw with {max_new_tokens=}, {temperature=}, {top_k=}")
-    if not (top_p is None or 0 < top_p <= 1) or not (min_p is None or 0 <= min_p <= 1):
-        raise ConfigError(f"cannot draw with {top_p=}, {min_p=}: they are probabilities")
-    lengths = np.array([min(row.size, field) for row in rows], np.int32)
-    # Padded to a power of 2, so that prompts of many lengths share a compilation.
-    window = np.zeros((len(rows), min(field, 1 << int(lengths.max() - 1).bit_length())), np.int32)
-    for index, row in enumerate(rows):
-        window[index, : lengths[index]] = row[-field:]
+    for option, valid in {
+        f"max_new_tokens must be at least 0, got {max_new_tokens}": max_new_tokens >= 0,
+        f"temperature must be at least 0, got {temperature}": temperature >= 0,
+        f"top_k must be at least 1, got {top_k}": top_k is None or top_k >= 1,
+        f"top_p must lie in (0, 1], got {top_p}": top_p is None or 0 < top_p <= 1,
+        f"min_p must lie in [0, 1], got {min_p}": min_p is None or 0 <= min_p <= 1,
+        f"vocab_size must lie in [1, {model.vocab_size}], got {vocab_size}": vocab_size is None
+        or 1 <= vocab_size <= model.vocab_size,
+    }.items():
+        if not valid:
+            raise ConfigError(option)
+    window, lengths = _window_of(prompts, model)
     if max_new_tokens == 0:
-        return jnp.zeros((len(rows), 0), jnp.int32)
+        return jnp.zeros((len(window), 0), jnp.int32)
     stops = jnp.asarray(stop_tokens, jnp.int32).reshape(-1)
-    limits = (temperature, top_p, min_p)
-    return _generate(model, window, lengths, key, limits, stops, max_new_tokens, top_k, vocab_size)
+    return _generate(model, window, lengths, key, (temperature, top_p, min_p), stops, max_new_tokens, top_k, vocab_size)
 
 
-class _Progress(NamedTuple):
-    """The loop of `_generate` after `drawn` tokens. `length` tokens of each row of `window` are its context."""
+def _window_of(prompts: Any, model: LanguageModel) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, " B"]]:
+    """The end of each prompt, as much as fits the context, padded to a power of 2 so that lengths share a program."""
+    rows = [np.asarray(prompt) for prompt in prompts]
+    if not rows:
+        raise TokenError("prompts is empty; give at least one prompt")
+    for index, row in enumerate(rows):
+        if row.ndim != 1 or row.size == 0:
+            raise TokenError(f"prompt {index} has shape {row.shape}; it must be (T,) with at least one token")
+        check_tokens(row, model.vocab_size)
+    size = model.context_length
+    lengths = np.array([min(row.size, size) for row in rows], np.int32)
+    window = np.zeros((len(rows), min(size, 1 << int(lengths.max() - 1).bit_length())), np.int32)
+    for row, length, to in zip(rows, lengths, window, strict=True):
+        to[:length] = row[-size:]
+    return window, lengths
+
+
+class _Loop(NamedTuple):
+    """The loop after `drawn` new tokens. `cache` has read the context of row b, `window[b, :length[b]]`."""
 
     drawn: Int[Array, ""]
-    out: Int[Array, "B N"]
-    token: Int[Array, " B"]
+    tokens: Int[Array, "B N"]
+    last: Int[Array, " B"]  # the newest token, not read yet
     ended: Bool[Array, " B"]
-    window: Int[Array, "B R"]
+    window: Int[Array, "B S"]
     length: Int[Array, " B"]
     cache: Any
 
 
 @partial(jax.jit, static_argnames=("max_new_tokens", "top_k", "vocab_size"))
-def _generate(model, prompt, lengths, key, limits, stops, max_new_tokens, top_k, vocab_size):
+def _generate(model, prompts, lengths, key, limits, stops, max_new_tokens, top_k, vocab_size):
+    decoder, size, batch = model.decoder(), model.context_length, len(prompts)
+    kept, rows = size // 2, jnp.arange(batch)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
     temperature, top_p, min_p = limits
-    batch, field, kept = len(prompt), model.receptive_field, model.receptive_field // 2
-    cached = hasattr(model, "empty_cache") and field > 1
-    blocks = model.split_blocks() if cached else ()
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+    draw = jax.vmap(partial(sample_token, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p))
 
-    def read(window, length):
-        """The logits after each row of a window, and a cache of it."""
-        if cached:
-            return model.extend(model.empty_cache(batch), window, length, blocks)
-        return model(window)[jnp.arange(batch), length - 1], None
+    def add_token(loop, logits):
+        """Draw the next token of each row."""
+        token = draw(jax.vmap(jax.random.fold_in, (0, None))(keys, loop.drawn), logits[:, :vocab_size])
+        shown = jnp.where(loop.ended, ENDED, token)
+        return loop._replace(
+            drawn=loop.drawn + 1,
+            tokens=jax.lax.dynamic_update_index_in_dim(loop.tokens, shown, loop.drawn, axis=1),
+            last=token,
+            ended=loop.ended | (token[:, None] == stops).any(axis=1),
+        )
 
-    def draw(progress, logits):
-        """One more token of each row."""
-        index = progress.drawn
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-        one = partial(sample_token, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-        token = jax.vmap(one)(step_keys, logits[:, :vocab_size])
-        out = jax.lax.dynamic_update_index_in_dim(progress.out, jnp.where(progress.ended, ENDED, token), index, axis=1)
-        ended = progress.ended | (token[:, None] == stops).any(axis=1)
-        return progress._replace(drawn=index + 1, out=out, token=token, ended=ended)
+    def unfinished(loop):
+        return (loop.drawn < max_new_tokens) & ~loop.ended.all()
 
-    def unfinished(progress):
-        return (progress.drawn < max_new_tokens) & ~progress.ended.all()
+    def read_token(loop):
+        """Read the last token of each row, which has room for it, and draw the next."""
+        logits, cache = decoder.extend(loop.cache, loop.last[:, None])
+        window = loop.window.at[rows, loop.length].set(loop.last)
+        return add_token(loop._replace(window=window, length=loop.length + 1, cache=cache), logits)
 
-    def append(progress, window, length):
-        window = window.at[jnp.arange(batch), length].set(progress.token)
-        return progress._replace(window=window, length=length + 1)
+    def drop_older_half(loop):
+        """Make room in the rows that are full, by reading their newer half into an empty cache."""
+        full = loop.length == size
+        window = jnp.where(full[:, None], jnp.roll(loop.window, kept - size, axis=1), loop.window)
+        empty = decoder.init_cache(batch)
+        reread = decoder.extend(empty, window[:, :kept])[1] if kept else empty
 
-    def read_on(progress):
-        """Where every row has room: read the token drawn last, draw the next."""
-        progress = append(progress, progress.window, progress.length)
-        if cached:
-            logits, cache = model.extend(progress.cache, progress.token[:, None], blocks=blocks)
-        else:
-            logits, cache = read(progress.window, progress.length)
-        return draw(progress._replace(cache=cache), logits)
+        def where_full(new, old):
+            return jnp.where(full.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-    def read_again(progress):
-        """As `read_on`, where full rows let go of their older half and read the other anew."""
-        full = progress.length == field
-        window = jnp.where(full[:, None], jnp.roll(progress.window, kept - field, axis=1), progress.window)
-        progress = append(progress, window, jnp.where(full, kept, progress.length))
-        if cached:
-            again = read(progress.window[:, : kept + 1], jnp.minimum(progress.length, kept + 1))
-            on = model.extend(progress.cache, progress.token[:, None], blocks=blocks)
-            logits, cache = jax.tree.map(
-                lambda new, old: jnp.where(full.reshape(-1, *[1] * (new.ndim - 1)), new, old), again, on
-            )
-        else:
-            logits, cache = read(progress.window, progress.length)
-        return draw(progress._replace(cache=cache), logits)
+        length, cache = jax.tree.map(where_full, (jnp.full(batch, kept), reread), (loop.length, loop.cache))
+        return loop._replace(window=window, length=length, cache=cache)
 
-    def until_full(progress):
-        progress = jax.lax.while_loop(lambda p: unfinished(p) & (p.length < field).all(), read_on, progress)
-        return jax.lax.cond(unfinished(progress), read_again, lambda same: same, progress)
+    def read_until_full(loop):
+        loop = jax.lax.while_loop(lambda loop: unfinished(loop) & (loop.length < size).all(), read_token, loop)
+        return jax.lax.cond(unfinished(loop), drop_older_half, lambda same: same, loop)
 
-    logits, cache = read(prompt, lengths)
-    progress = _Progress(
+    logits, cache = decoder.extend(decoder.init_cache(batch), prompts, lengths)
+    start = _Loop(
         drawn=jnp.int32(0),
-        out=jnp.full((batch, max_new_tokens), ENDED, jnp.int32),
-        token=jnp.zeros(batch, jnp.int32),
+        tokens=jnp.full((batch, max_new_tokens), ENDED, jnp.int32),
+        last=jnp.zeros(batch, jnp.int32),
         ended=jnp.zeros(batch, bool),
-        window=jnp.pad(prompt, ((0, 0), (0, field - prompt.shape[1]))),
+        window=jnp.pad(prompts, ((0, 0), (0, size - prompts.shape[1]))),
         length=lengths,
         cache=cache,
     )
-    return jax.lax.while_loop(unfinished, until_full, draw(progress, logits)).out
+    return jax.lax.while_loop(unfinished, read_until_full, add_token(start, logits)).tokens

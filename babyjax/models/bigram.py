@@ -1,7 +1,4 @@
-"""The count bigram: transition counts, and the predictions they make.
-
-Counts are int32 and exact.
-"""
+"""The count bigram: transition counts, int32 and exact, and the predictions they make."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -12,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Int, Integer, Key
 
 from babyjax.checks import check_tokens
-from babyjax.errors import ConfigError, CountError
+from babyjax.errors import ConfigError, CountError, TokenError
+from babyjax.models.base import LanguageModel
 
 # The largest V for which every flat index x * V + y fits an int32.
 MAX_FLAT_VOCAB = 46_340
@@ -25,14 +23,12 @@ Counts = Int[Array, "V V"]
 
 
 def add_pairs(counts: Counts, current: Tokens, following: Tokens) -> Counts:
-    """`counts` plus one for every (current, following) pair: `counts.at[current, following].add(1)`."""
+    """Return `counts` plus one for every (current, following) pair: `counts.at[current, following].add(1)`."""
     vocab_size = counts.shape[0]
     if vocab_size > MAX_FLAT_VOCAB:
         return counts.at[current, following].add(1)
     # One flattened index scatters 2 to 5 times faster on a CPU than two.
-    return (
-        counts.reshape(-1).at[current.astype(jnp.int32) * vocab_size + following].add(1).reshape(vocab_size, vocab_size)
-    )
+    return counts.reshape(-1).at[current.astype(jnp.int32) * vocab_size + following].add(1).reshape(counts.shape)
 
 
 @partial(jax.jit, static_argnames="vocab_size")
@@ -49,21 +45,26 @@ def _count_matrix(tokens: Tokens, vocab_size: int) -> Counts:
 _accumulate = jax.jit(add_pairs, donate_argnums=0)
 
 
-def count_matrix(tokens: Integer[Array, " L"] | Integer[np.ndarray, " L"], vocab_size: int) -> Counts:
-    """C[i, j], how often token j follows token i in `tokens`: int32[V, V], exact, of sum max(L - 1, 0).
+def count_matrix(tokens: Tokens, vocab_size: int) -> Counts:
+    """Count how often token j follows token i in `tokens`, int[L]: int32[V, V], exact, of sum max(L - 1, 0).
 
-    One jitted scatter-add, usable inside other transformations too. Raises `TokenError` for an id out of range.
+    One jitted scatter-add, usable inside other transformations too.
+
+    Raises: TokenError if `tokens` is not one text of ids in [0, vocab_size).
     """
-    if not isinstance(tokens, Tracer):  # inside a transformation there is nothing to see
+    if tokens.ndim != 1:
+        raise TokenError(f"tokens must be one text of shape (L,), got shape {tokens.shape}")
+    if not isinstance(tokens, Tracer):  # inside a transformation the ids are not known
         check_tokens(np.asarray(tokens), vocab_size)
     return _count_matrix(tokens, vocab_size)
 
 
 def count_chunks(chunks: Iterable[Integer[np.ndarray, " _"]], vocab_size: int) -> Counts:
-    """`count_matrix` of the chunks' concatenation, one chunk in memory at a time; chunks of one length compile once.
+    """Count the concatenation of `chunks` with one chunk in memory at a time; chunks of one length compile once.
 
-    Counting is additive: C(a + b) = C(a) + C(b) + the pair at the seam. Raises `TokenError` for an id out of range and
-    `CountError` where a pair occurs more than 2**31 - 1 times.
+    Counting is additive: C(a + b) = C(a) + C(b) + the pair at the seam.
+
+    Raises: TokenError if an id is out of range, CountError if a pair occurs more than 2**31 - 1 times.
     """
     counts = jnp.zeros((vocab_size, vocab_size), jnp.int32)
     seam: np.ndarray | None = None
@@ -77,25 +78,22 @@ def count_chunks(chunks: Iterable[Integer[np.ndarray, " _"]], vocab_size: int) -
     return counts
 
 
-class Bigram(nnx.Module):
-    """A row of counts, smoothed by adding `smoothing` to each and normalised: the seed's SimpleBigramModel.
+class Bigram(LanguageModel):
+    """Rows of counts, each smoothed by adding `smoothing` and normalized: the seed's SimpleBigramModel.
 
-    The model is its counts. As a language model its logits are log-probabilities, so that what serves the networks
-    serves it. A context never seen predicts the uniform distribution, the limit of add-k smoothing as k falls to 0.
+    The logits are log-probabilities. A context without counts predicts the uniform distribution, the limit of add-k
+    smoothing as k falls to 0.
     """
-
-    receptive_field = 1
 
     def __init__(self, counts: Counts, smoothing: float = 1.0):
         if not smoothing >= 0:
-            raise ConfigError(f"smoothing adds to counts, it cannot be {smoothing}")
+            raise ConfigError(f"smoothing must be at least 0, got {smoothing}")
         self.counts = nnx.Variable(counts)
         self.smoothing = smoothing
+        self.vocab_size, self.context_length = counts.shape[-1], 1
 
     @classmethod
-    def from_tokens(
-        cls, tokens: Integer[Array, " L"] | Integer[np.ndarray, " L"], vocab_size: int, smoothing: float = 1.0
-    ):
+    def from_tokens(cls, tokens: Tokens, vocab_size: int, smoothing: float = 1.0) -> "Bigram":
         """Train by counting `tokens` once."""
         return cls(count_matrix(tokens, vocab_size), smoothing)
 
@@ -103,7 +101,7 @@ class Bigram(nnx.Module):
         """The seed's forward: `counts[tokens]`."""
         return self.counts[...][tokens]
 
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+    def __call__(self, tokens: Int[Array, "B T"], *, key: Key[Array, ""] | None = None) -> Float[Array, "B T V"]:
         smoothed = self.lookup(tokens) + jnp.float32(self.smoothing)
         total = smoothed.sum(axis=-1, keepdims=True)
         return jnp.where(total > 0, jnp.log(smoothed) - jnp.log(total), -jnp.log(smoothed.shape[-1]))

@@ -1,19 +1,19 @@
-"""The layers the models share.
+"""The layers of the networks.
 
-Parameters are float32; a layer computes in the precision of what it reads. They start as PyTorch's layers do, since the
-published series is written in PyTorch, or where `std` is given from N(0, std^2) with biases of 0, as GPT-2 does.
+Parameters are float32; a layer computes in the precision of its input. The initialization is PyTorch's, which the
+published series uses, or with `std` GPT-2's: N(0, std^2) and biases of 0.
 """
-
-import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
+
+from babyjax.models import ops
 
 
 class Embedding(nnx.Module):
-    """A row per token, or per position, from N(0, std^2)."""
+    """One vector per token or position, from N(0, std^2)."""
 
     def __init__(self, rows: int, features: int, std: float = 1.0, *, key: Key[Array, ""]):
         self.embedding = nnx.Param(std * jax.random.normal(key, (rows, features)))
@@ -23,7 +23,7 @@ class Embedding(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`, both uniform in +-1/sqrt(features_in) where no `std` is given."""
+    """`x @ kernel + bias`, both uniform in +-1/sqrt(features_in) without `std`."""
 
     def __init__(
         self,
@@ -38,25 +38,17 @@ class Linear(nnx.Module):
         kernel_key, bias_key = jax.random.split(key)
         if std is None:
             kernel = jax.random.uniform(kernel_key, (features_in, features_out), minval=-bound, maxval=bound)
-            start = jax.random.uniform(bias_key, (features_out,), minval=-bound, maxval=bound)
+            offset = jax.random.uniform(bias_key, (features_out,), minval=-bound, maxval=bound)
         else:
             kernel = std * jax.random.normal(kernel_key, (features_in, features_out))
-            start = jnp.zeros(features_out)
+            offset = jnp.zeros(features_out)
         self.kernel = nnx.Param(kernel)
-        self.bias = nnx.Param(start) if bias else None
+        self.bias = nnx.Param(offset) if bias else None
 
     def __call__(self, x: Float[Array, "*shape D"], dtype: str | None = None) -> Float[Array, "*shape E"]:
-        """The product is accumulated in float32, and given in `dtype` (default: that of `x`)."""
-        y = matmul(x, self.kernel[...].astype(x.dtype), dtype)
+        """Return the product in `dtype` (default: that of `x`)."""
+        y = ops.matmul(x, self.kernel[...].astype(x.dtype), dtype)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
-
-
-def matmul(x: Float[Array, "*shape D"], kernel: Float[Array, "D E"], dtype: str | None = None):
-    """`x @ kernel` over leading axes, in `dtype` (default: that of `x`)."""
-    # As one matrix: XLA's backward pass is a third faster on a CPU than over several leading axes.
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y = jnp.matmul(rows, kernel, preferred_element_type=dtype or x.dtype)
-    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 class LayerNorm(nnx.Module):
@@ -67,79 +59,11 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(features))
 
     def __call__(self, x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
-        return (_normalise(x.astype(jnp.float32)) * self.scale[...] + self.bias[...]).astype(x.dtype)
-
-
-@jax.custom_vjp
-def _normalise(x):
-    return _normalise_forward(x)[0]
-
-
-def _normalise_forward(x):
-    centred = x - x.mean(axis=-1, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + 1e-5)
-    return centred * scale, (centred * scale, scale)
-
-
-def _normalise_backward(saved, gradient):
-    # By hand, for speed: what is derived from the lines above passes over the activations more often.
-    y, scale = saved
-    along = (gradient * y).mean(axis=-1, keepdims=True)
-    return (scale * (gradient - gradient.mean(axis=-1, keepdims=True) - y * along),)
-
-
-_normalise.defvjp(_normalise_forward, _normalise_backward)
+        return (ops.normalize(x.astype(jnp.float32)) * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:
-    """Each number 0 with probability `rate`, the others the larger for it; `x` itself without a key."""
+    """Set each number to 0 with probability `rate` and divide the others by 1 - rate. Without a key return `x`."""
     if key is None or not rate:
         return x
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
-
-
-Heads = Float[Array, "B T H K"]
-Cached = Float[Array, "B H S K"]
-
-
-def attend(q: Heads, k: Heads, v: Heads, rate: float, key: Key[Array, ""] | None) -> Heads:
-    """Causal attention, softmax(q k^T / sqrt(K)) v; with a key weights are dropped with probability `rate`."""
-    dropping = key is not None and rate > 0
-    if not dropping and _in_reach_of_cudnn(q):
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
-    seen = jnp.tri(q.shape[1], dtype=bool)
-    return _mix(q, k.swapaxes(1, 2), v.swapaxes(1, 2), seen, (lambda w: dropout(w, rate, key)) if dropping else None)
-
-
-def _in_reach_of_cudnn(q: Heads) -> bool:
-    """Whether cuDNN has a fused kernel: bfloat16, an NVIDIA GPU from Ampere on, heads of 8 to 128 by 8."""
-    device = jax.devices()[0]
-    if device.platform != "gpu" or "NVIDIA" not in device.device_kind or q.dtype != jnp.bfloat16:
-        return False
-    return float(device.compute_capability) >= 8 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-
-
-def attend_cached(q: Heads, keys: Cached, values: Cached, columns: Int[Array, "B T"]) -> Heads:
-    """Attention of new queries, each in a column of a cache, over the columns up to its own."""
-    size = keys.shape[2]
-    # One token at a time, only the quarter or half of the cache that is in use is read.
-    sizes = sorted({-(-size // 4), -(-size // 2), size}) if q.shape[1] == 1 else [size]
-
-    def over(used):
-        seen = jnp.arange(used) <= columns[:, None, :, None]
-        return lambda: _mix(q, keys[:, :, :used], values[:, :, :used], seen)
-
-    return jax.lax.switch(jnp.searchsorted(jnp.array(sizes), columns.max() + 1), [over(used) for used in sizes])
-
-
-def _mix(q: Heads, k: Cached, v: Cached, seen: Bool[Array, "*any T S"], drop=None) -> Heads:
-    # Weights are normalised after they have mixed the values, not before: on a CPU a training step of gpt-tiny is a
-    # tenth faster for it, since neither pass divides the [T, S] table.
-    q = q.swapaxes(1, 2) * q.shape[-1] ** -0.5
-    scores = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(seen, scores, -jnp.inf)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    scale = 1 / weights.sum(axis=-1, keepdims=True)
-    weights = weights if drop is None else drop(weights)
-    y = scale * jnp.einsum("bhts,bhsk->bhtk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return y.astype(v.dtype).swapaxes(1, 2)

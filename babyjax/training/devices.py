@@ -1,6 +1,7 @@
-"""The devices a run uses, and whether it fits them."""
+"""The devices of a run, and whether it fits their memory."""
 
 import os
+import re
 from typing import Any
 
 import jax
@@ -9,21 +10,49 @@ from jax.stages import Compiled
 
 from babyjax.errors import OutOfMemoryError
 
+# Peak dense bfloat16 flop/s by JAX's name of a device (a core of TPU v2 and v3, a chip of later ones).
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L4": 121e12,
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
 
 def data_mesh(batch_size: int) -> Mesh:
-    """A mesh with one axis, "data", of as many devices as divide a batch evenly."""
+    """Return a mesh with one axis, "data", of the largest number of devices that divides a batch."""
     devices = jax.devices()
     count = next(count for count in range(len(devices), 0, -1) if batch_size % count == 0)
     return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:count])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device of `mesh` holds whole."""
+    """Return the sharding of an array that every device of `mesh` holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
+def device_names(mesh: Mesh) -> str:
+    """Name the devices of a mesh: "cpu", "8 x NVIDIA H100"."""
+    kind = mesh.devices.flat[0].device_kind
+    return f"{mesh.size} x {kind}" if mesh.size > 1 else kind
+
+
+def peak_flops(kind: str) -> float | None:
+    """Return the peak bfloat16 flop/s of a device by its `device_kind`, None if unknown."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", kind)), None)
+
+
 def memory_of(device: Any) -> int | None:
-    """Bytes of memory of a device, or of this machine for a CPU; None where nobody says."""
+    """Return the bytes of memory of a device, or of this machine for a CPU; None if unknown."""
     if device.platform == "cpu":
         try:
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -33,17 +62,22 @@ def memory_of(device: Any) -> int | None:
 
 
 def require_memory(needed: int, what: str) -> None:
-    """Raises `OutOfMemoryError` where `needed` bytes for `what` cannot fit: before the system kills the process."""
-    available = memory_of(jax.devices()[0])
+    """Raises: OutOfMemoryError if `needed` bytes for `what` cannot fit, before the system kills the process."""
+    available = memory_of(jax.local_devices()[0])
     if available is not None and needed > available:
         raise OutOfMemoryError(
-            f"{what} needs {needed / 2**30:,.1f} GiB, this device has {available / 2**30:,.1f}; "
-            "a smaller model, batch or vocabulary may fit"
+            f"{what} needs {needed / 2**30:,.1f} GiB, this device has {available / 2**30:,.1f} GiB; "
+            "use a smaller model, batch or vocabulary"
         )
 
 
+def bytes_of(tree: Any) -> int:
+    """Return the bytes of a pytree of arrays or shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def program_memory(program: Compiled) -> int:
-    """Bytes a compiled program holds while it runs, as the compiler plans it."""
+    """Return the bytes a compiled program holds while it runs, as the compiler plans it; 0 if unknown."""
     plan = program.memory_analysis()
     if plan is None:
         return 0

@@ -1,165 +1,105 @@
-"""What does it save to grow a rung from a trained lower one, against a random start?
+"""Does it save training to grow a network from a trained smaller one, instead of starting from random parameters?
 
     python -m experiments.growth tinyshakespeare.txt
+    python -m experiments.growth --report
 
-For pairs of rungs between which a network can grow (babyjax.grow): the lower is trained, grown, and trained on as the
-upper; beside it the upper from a random start, for as many steps as the lower and the grown one together. All by AdamW
-at one constant step size, chosen for neither, on the same batches; three seeds. Losses are of the whole validation
-split, each token from half a block of context or more. Writes results.json and results.md beside this file.
+For pairs of rungs between which a network can grow (babyjax.grow): the smaller is trained, grown, and trained on as
+the larger. Beside it the larger is trained from a random initialization for as many steps as the smaller and the grown
+one together. All by AdamW at one constant learning rate, tuned for neither, on the same batches; three seeds. Losses
+are over the whole validation split; each token is predicted from half a block of context or more.
 """
 
-import sys
-import time
+import dataclasses
+import math
+from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
+import babyjax
+from experiments.growth.report import report
+from experiments.record import run_experiment
 
-from babyjax import (
-    CharTokenizer,
-    ContextEvaluator,
-    grow,
-    init_state,
-    make_advance,
-    read_corpus,
-    split_tokens,
-)
-from babyjax.config import load_config
-from babyjax.models import make_model
-from babyjax.schema import BabyGPTConfig
-from babyjax.training.optimizer import make_optimizer
-from babyjax.training.step import start_key
-from experiments.record import provenance, write_json
-
-HERE = Path(__file__).parent
 RATE, STEPS, EVERY, SEEDS = 1e-3, 3000, 500, (0, 1, 2)
-DEEPER = "babygpt-v9-layernorm model.n_layer=6"
-WIDER = "babygpt-v9-layernorm model.n_embd=64 model.block_size=16"
 PAIRS = [
     ("babygpt", "babygpt-v2-position"),
     ("babygpt-v2-position", "babygpt-v8-projection"),
     ("babygpt-v4-multihead", "babygpt-v5-feedforward"),
     ("babygpt-v7-residual", "babygpt-v8-projection"),
-    ("babygpt-v9-layernorm", DEEPER),
-    ("babygpt-v9-layernorm", WIDER),
+    ("babygpt-v9-layernorm", "babygpt-v9-layernorm model.n_layer=6"),
+    ("babygpt-v9-layernorm", "babygpt-v9-layernorm model.n_embd=64 model.block_size=16"),
 ]
 
 
-class Trainer:
-    """Trains networks on one text, and says what each evaluation of the validation split gave."""
+class Trained(NamedTuple):
+    """A trained model, its validation losses before and during training, and the seconds of training alone."""
 
-    def __init__(self, path: str):
-        self.corpus = read_corpus(path)
-        self.tokenizer = CharTokenizer.fit(self.corpus.text)
-        self.split = split_tokens(self.tokenizer.encode(self.corpus.text))
-        self.tokens = jnp.asarray(self.split.train)
-        self.optimizer = make_optimizer(load_config([f"optimizer.learning_rate={RATE}"]).optimizer, STEPS)
-        self._advances: dict[Any, Any] = {}
+    model: babyjax.LanguageModel
+    at_start: float
+    losses: list[float]
+    seconds: float
 
-    def start(self, config: BabyGPTConfig, seed: int) -> Any:
-        return jax.jit(lambda key: make_model(config, self.tokenizer.vocab_size, key))(start_key(seed))
 
-    def val_loss(self, model: Any, config: BabyGPTConfig) -> float:
-        evaluator = ContextEvaluator(
-            self.split, self.tokenizer.byte_lengths, config.block_size, max(1, config.block_size // 2)
+class Rung:
+    """One rung on one text with one seed: its task, and how to train it."""
+
+    def __init__(self, options: str, path: str, seed: int):
+        given = [f"data.path={path}", f"optimizer.learning_rate={RATE}", f"train.seed={seed}"]
+        self.config = babyjax.load_config([*f"model={options}".split(), *given])
+        self.task = babyjax.load_task(self.config)
+        block_size = self.config.model.block_size
+        self.evaluate = partial(
+            babyjax.ContextEvaluator(self.task.split, self.task.tokenizer.byte_lengths, block_size, block_size // 2),
+            splits=["val"],
         )
-        return evaluator(model, ["val"])["val"].per_token
 
-    def train(self, model: Any, config: BabyGPTConfig, seed: int, steps: int) -> tuple[Any, list[float], float]:
-        """The model after `steps`, its validation loss every `EVERY` steps, and the seconds of training alone."""
-        key = (config.name, config.n_layer, config.n_embd, seed)
-        state, losses, seconds = init_state(model, self.optimizer), [], 0.0
-        if key not in self._advances:
-            advance = make_advance(self.optimizer, seed, 32, config.block_size)
-            self._advances[key] = advance.lower(state, self.tokens, 1).compile()
-        for _ in range(steps // EVERY):
-            start = time.perf_counter()
-            state, _ = jax.block_until_ready(self._advances[key](state, self.tokens, EVERY))
-            seconds += time.perf_counter() - start
-            losses.append(self.val_loss(state.model, config))
-        return state.model, losses, seconds
-
-
-def rung(arguments: str) -> BabyGPTConfig:
-    config = load_config(f"model={arguments}".split()).model
-    assert isinstance(config, BabyGPTConfig)
-    return config
+    def train(self, steps: int, every: int, smaller: babyjax.LanguageModel | None = None) -> Trained:
+        """Train from a random initialization, or from `smaller` grown, and evaluate every `every` steps."""
+        task, config = self.task, self.config.replace(train=self.config.train.replace(steps=steps))
+        if smaller is not None:
+            task = dataclasses.replace(task, initialize=lambda key: babyjax.grow(smaller, config.model, key))
+        trainer = babyjax.make_trainer(config, task)
+        model, at_start, losses, seconds = None, math.nan, [], 0.0
+        for event in babyjax.evaluated(trainer.run(trainer.init(), (every,)), self.evaluate, every):
+            seconds += event.seconds
+            model = event.state.model
+            if event.step == 0:
+                at_start = self.evaluate(model)["val"].per_token
+            elif event.losses:
+                losses.append(event.losses["val"].per_token)
+        assert model is not None
+        return Trained(model, at_start, losses, seconds)
 
 
-def compare(trainer: Trainer, lower: str, upper: str, seed: int) -> dict[str, Any]:
-    below, above = rung(lower), rung(upper)
-    small, small_losses, small_seconds = trainer.train(trainer.start(below, seed), below, seed, STEPS)
-    grown = jax.jit(lambda model: grow(model, above, start_key(seed)))(small)
-    at_growth = trainer.val_loss(grown, above)
-    _, grown_losses, grown_seconds = trainer.train(grown, above, seed, STEPS)
-    _, random_losses, random_seconds = trainer.train(trainer.start(above, seed), above, seed, 2 * STEPS)
-    reached = [(index + 1) * EVERY for index, loss in enumerate(random_losses) if loss <= at_growth]
+def compare(path: str, lower: str, upper: str, seed: int, steps: int, every: int) -> dict[str, Any]:
+    """Train the larger network of a pair both ways."""
+    below, above = Rung(lower, path, seed), Rung(upper, path, seed)
+    small = below.train(steps, every)
+    grown = above.train(steps, every, small.model)
+    random = above.train(2 * steps, every)
+    reached = [(index + 1) * every for index, loss in enumerate(random.losses) if loss <= grown.at_start]
     return {
         "seed": seed,
-        "lower": small_losses[-1],
-        "at_growth": at_growth,
-        "grown": grown_losses,
-        "random": random_losses,
+        "lower": small.losses[-1],
+        "at_growth": grown.at_start,
+        "grown": grown.losses,
+        "random": random.losses,
         "random_reaches_at_growth_after": reached[0] if reached else None,
-        "seconds": {"lower": small_seconds, "grown": grown_seconds, "random": random_seconds},
+        "seconds": {"lower": small.seconds, "grown": grown.seconds, "random": random.seconds},
     }
 
 
-def main() -> None:
-    trainer = Trainer(sys.argv[1])
-    results: dict[str, Any] = provenance("experiments.growth")
-    results |= {"corpus": trainer.corpus.name, "sha256": trainer.corpus.sha256, "learning_rate": RATE, "steps": STEPS}
-    results["pairs"] = []
-    for lower, upper in PAIRS:
-        runs = [compare(trainer, lower, upper, seed) for seed in SEEDS]
-        results["pairs"].append({"lower": lower, "upper": upper, "runs": runs})
-        print(row_of(results["pairs"][-1]), flush=True)
-    write_json(HERE / "results.json", results)
-    (HERE / "results.md").write_text(table(results), encoding="utf-8")
-    print(table(results))
-
-
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.3f} +-{stdev(values):.3f}"
-
-
-def row_of(pair: dict[str, Any]) -> str:
-    runs, half = pair["runs"], STEPS // EVERY
-    reached = [run["random_reaches_at_growth_after"] for run in runs]
-    saved = "never" if None in reached else f"{mean(reached):,.0f}"
-    cells = [
-        pair["lower"],
-        pair["upper"],
-        spread([run["at_growth"] for run in runs]),
-        spread([run["grown"][-1] for run in runs]),
-        spread([run["random"][half - 1] for run in runs]),
-        spread([run["random"][-1] for run in runs]),
-        saved,
-        f"{mean(run['seconds']['lower'] + run['seconds']['grown'] for run in runs):.1f}",
-        f"{mean(run['seconds']['random'] for run in runs):.1f}",
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def table(results: dict[str, Any]) -> str:
-    n = results["steps"]
-    return "\n".join(
-        [
-            f"`{results['command']}`, {results['date']}, {results['machine']}, {results['device']}, "
-            f"jax {results['versions']['jax']}; AdamW at {results['learning_rate']:g}, batches of 32 blocks",
-            "",
-            "Validation loss in nats per token, mean and standard deviation of three seeds.",
-            "",
-            f"| lower | upper | at growth | grown, {n:,} steps | random start, {n:,} | random start, {2 * n:,} "
-            "| random start reaches `at growth` after | seconds, lower and grown | seconds, random |",
-            "|---|---|---|---|---|---|---|---|---|",
-            *(row_of(pair) for pair in results["pairs"]),
-            "",
-        ]
-    )
+def measure(path: str, quick: bool) -> dict[str, Any]:
+    """Compare every pair with every seed."""
+    pairs, seeds, steps, every = (PAIRS[:1], SEEDS[:2], 4, 2) if quick else (PAIRS, SEEDS, STEPS, EVERY)
+    corpus = babyjax.read_corpus(path)
+    results = []
+    for lower, upper in pairs:
+        runs = [compare(path, lower, upper, seed, steps, every) for seed in seeds]
+        results.append({"lower": lower, "upper": upper, "runs": runs})
+        print(results[-1], flush=True)
+    about = {"corpus": corpus.name, "sha256": corpus.sha256, "learning_rate": RATE, "steps": steps}
+    return about | {"pairs": results}
 
 
 if __name__ == "__main__":
-    main()
+    run_experiment(Path(__file__).parent, measure, report)

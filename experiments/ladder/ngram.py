@@ -1,7 +1,7 @@
-"""The floor that counting longer contexts sets: interpolated modified Kneser-Ney (Chen & Goodman 1999, section 4.1).
+"""Counted n-grams with interpolated modified Kneser-Ney smoothing (Chen & Goodman 1999, section 4.1).
 
-An n-gram is a row of a sorted table of (its first n - 1 tokens as an (n - 1)-gram, its last token). Orders below the
-highest count in how many contexts a gram was seen, not how often.
+An n-gram is a row of a sorted table, whose key is (row of its first n - 1 tokens in the table of order n - 1, its last
+token). The highest order counts how often an n-gram occurs, lower orders in how many contexts.
 """
 
 from typing import NamedTuple
@@ -13,8 +13,7 @@ UNSEEN = -1
 
 
 class Order(NamedTuple):
-    """The n-grams of one n: their sorted keys, what is left of each after the discount, and of each context what was
-    discounted and all there was."""
+    """The n-grams of an order: sorted keys, discounted counts, and by context the sums of discounts and counts."""
 
     keys: Int[np.ndarray, " G"]
     kept: Float[np.ndarray, " G"]
@@ -22,19 +21,19 @@ class Order(NamedTuple):
     total: Float[np.ndarray, " C"]
 
     def find(self, keys: Int[np.ndarray, " L"]) -> Int[np.ndarray, " L"]:
-        """The row of each key, -1 where there is none."""
+        """Return the row of each key, -1 if there is none."""
         rows = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
         return np.where(self.keys[rows] == keys, rows, UNSEEN)
 
 
 class KneserNey:
-    """An n-gram model of `order` n, counted on `tokens`: the probability of a token after the n - 1 before it."""
+    """An n-gram model of order n, counted on `tokens`: the probability of a token given the n - 1 before it."""
 
     def __init__(self, tokens: Int[np.ndarray, " L"], vocab_size: int, order: int):
         self.vocab_size = vocab_size
         self.orders: list[Order] = []
         tokens = tokens.astype(np.int64)
-        # grams[k][t] is the k-gram that ends at t; all share the empty one.
+        # grams[k][t] is the row of the k-gram that ends at t; the empty one is shared.
         grams = [np.zeros(len(tokens), np.int64)]
         tables = []
         for length in range(1, order + 1):
@@ -53,10 +52,10 @@ class KneserNey:
             self.orders.append(_discounted(keys, counts, keys // vocab_size, contexts))
 
     def nats(self, tokens: Int[np.ndarray, " L"]) -> Float[np.ndarray, " L-1"]:
-        """-log p of every token but the first, each after those before it in `tokens`, as many as the order reads."""
+        """Return -log p of every token but the first, given the tokens before it that the order sees, in nats."""
         tokens = tokens.astype(np.int64)
         probability = np.full(len(tokens), 1 / self.vocab_size)
-        context = np.zeros(len(tokens), np.int64)  # the row of the gram before each token, in the order below
+        context = np.zeros(len(tokens), np.int64)  # row of the context of each token, in the order below
         for order in self.orders:
             gram = np.where(context == UNSEEN, UNSEEN, order.find(context * self.vocab_size + tokens))
             total = np.where(context == UNSEEN, 0.0, order.total[context])
@@ -68,15 +67,17 @@ class KneserNey:
 
 
 def _discounted(keys: np.ndarray, counts: np.ndarray, context: np.ndarray, contexts: int) -> Order:
-    """Counts less a discount for those of 1, of 2 and of 3 or more, which Chen & Goodman estimate from the counts of
-    counts. Where too few grams occur once, twice or so for that, half a count is taken."""
+    """Return the n-grams of an order, with discounts for counts of 1, 2 and 3 or more, estimated from counts of counts.
+
+    The discounts are 0.5 if there is no n-gram of count 1, or none of count 2, or none of count 3.
+    """
     ones, twos, threes, fours = (float((counts == times).sum()) for times in (1, 2, 3, 4))
     discounts = np.full(3, 0.5)
     if ones and twos and threes:
         share = ones / (ones + 2 * twos)
         estimates = (1 - 2 * share * twos / ones, 2 - 3 * share * threes / twos, 3 - 4 * share * fours / threes)
         discounts = np.clip(estimates, 0.05, [0.95, 1.95, 2.95])
-    # A gram that only begins the text was seen after nothing: its count is 0.
+    # An n-gram that occurs only at the start of the text follows no context: its count is 0.
     taken = np.append(0.0, discounts)[np.minimum(counts, 3)]
     return Order(
         keys,

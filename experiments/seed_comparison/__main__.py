@@ -2,27 +2,26 @@
 
     python -m experiments.seed_comparison
     python -m experiments.seed_comparison data.path=tinyshakespeare.txt
+    python -m experiments.seed_comparison data.path=tinyshakespeare.txt --report
 
-Writes report.md, report.html (one page that needs nothing else), results.json and pictures/ to `run_dir`; by default
-to a folder beside this file, named after the text. Where PyTorch is installed its loops are measured too.
+Writes results.json, report.md, report.html (one self-contained page) and pictures/ to `run_dir`, by default to a folder
+beside this file, named after the text. With `--report` only the report is written again, from results.json. If PyTorch
+is installed, its loops are measured too.
 """
 
 import importlib.util
 import json
 import time
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-
-from babyjax.config import load_config, options_of, parse_arguments
-from babyjax.door import describe_options, prepare_jax, run_door
+from babyjax.cli import describe, prepare_jax, run_command, show
+from babyjax.config import Config
 from babyjax.errors import ConfigError
 from babyjax.files import replace_file, user_path
-from babyjax.schema import Config
+from babyjax.options import corpus_name, load_config, parse_arguments
 
 HERE = Path(__file__).parent
-# Options of a training run that mean something here.
+# The options of a training run that have a meaning here.
 OPTIONS = (
     "data.",
     *(f"model.{name}" for name in ("n_embd", "bias", "block_size")),
@@ -32,64 +31,71 @@ OPTIONS = (
 
 
 def help_text(argv: list[str]) -> str:
-    options = [(key, option) for key, option in options_of(load_config(argv)).items() if key.startswith(OPTIONS)]
+    lines = describe(load_config(argv)).splitlines()
+    options = "\n".join(line for line in lines if line.strip().startswith(OPTIONS))
     return (
-        "usage: python -m experiments.seed_comparison [key=value ...]\n\n"
-        "BabyGPT v1 and the count bigram: every claim of the seed's comparison, measured here.\n\n"
-        f"{describe_options(options)}\n"
-        "  run_dir=  where the report is written (none: beside the script, in a folder named after the text)"
+        "usage: python -m experiments.seed_comparison [key=value ...] [--report]\n\n"
+        "Measure every claim of the seed's comparison of BabyGPT v1 and the count bigram.\n\n"
+        f"{options}\n"
+        "  run_dir=  folder of the report (empty: beside the script, named after the text)\n"
+        "  --report  only write the report again, from results.json"
     )
 
 
 def read_config(argv: list[str]) -> tuple[Config, Path]:
-    """The options of BabyGPT v1's run, and where the report goes. Raises `ConfigError` for what has no meaning here."""
-    arguments = parse_arguments(argv)
+    """Return the options of BabyGPT v1's run, and the folder of the report. Raises: ConfigError."""
+    arguments, config = parse_arguments(argv), load_config(argv)
     for key in arguments:
         if not key.startswith(OPTIONS) and key not in ("data", "run_dir"):
-            load_config(argv)  # which knows a typo from an option
-            raise ConfigError(f"{key}= has no meaning here: BabyGPT v1 is compared with the count bigram (see --help)")
-    config = load_config(argv)
-    folder = arguments.get("run_dir") or HERE / config.data.name
-    return config, user_path(folder, ConfigError)
+            raise ConfigError(f"{key}= has no meaning here; see --help")
+    return config, user_path(arguments.get("run_dir") or HERE / corpus_name(config), ConfigError)
 
 
-def write(results: dict[str, Any], folder: Path) -> None:
-    """The results, and the report made of them."""
-    from experiments.seed_comparison.pictures import draw
+def write_report(folder: Path) -> None:
+    """Write the report and its pictures from results.json in `folder`. Raises: ConfigError if it cannot be read."""
+    from experiments.seed_comparison.pictures import draw_all
     from experiments.seed_comparison.report import markdown, page
 
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "results.json", json.dumps(results, ensure_ascii=False, allow_nan=False) + "\n")
-    pictures, text = draw(results), markdown(results)
-    for name, svg in pictures.items():
-        replace_file(folder / "pictures" / name, svg)
-    replace_file(folder / "report.md", text)
-    replace_file(folder / "report.html", page(text, pictures))
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {folder / 'results.json'}: {error}") from None
+    (folder / "pictures").mkdir(exist_ok=True)
+    pictures, text = draw_all(results), markdown(results)
+    files = {f"pictures/{name}": svg for name, svg in pictures.items()}
+    for name, content in (files | {"report.md": text, "report.html": page(text, pictures)}).items():
+        replace_file(folder / name, content)
 
 
-def main(argv: list[str]) -> None:
-    config, folder = read_config(argv)
-    if not importlib.util.find_spec("matplotlib"):
-        raise ConfigError("the pictures need matplotlib: pip install -e '.[report]'")
+def record(config: Config, folder: Path) -> None:
+    """Measure, and write results.json. Raises: ConfigError if the folder cannot be written."""
+    from rich.console import Console
+
+    from experiments.record import provenance
+    from experiments.seed_comparison.measure import measure
+    from experiments.seed_comparison.study import Effort
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot write to {folder}: {error.strerror}") from None
     prepare_jax()
-    from babyjax.trainers.job import corpus_of
-    from experiments.record import provenance
-    from experiments.seed_comparison.measure import measure
-    from experiments.seed_comparison.study import Effort
-
     clock = time.perf_counter()
-    console = Console(stderr=True)
-    corpus = corpus_of(config.data)
-    with console.status("starting") as status:
-        results = measure(corpus, config, Effort(), lambda what: status.update(f"measuring: {what}"))
-    elapsed = time.perf_counter() - clock
-    write({**provenance("experiments.seed_comparison"), "elapsed": elapsed, **results}, folder)
-    print(f"{folder / 'report.html'}, after {elapsed:.0f} s")
+    with Console(stderr=True).status("starting") as status:
+        measured = measure(config, Effort(), lambda subject: status.update(f"measuring: {subject}"))
+    results = provenance("experiments.seed_comparison") | {"elapsed": time.perf_counter() - clock} | measured
+    replace_file(folder / "results.json", json.dumps(results, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def main(argv: list[str]) -> None:
+    config, folder = read_config([argument for argument in argv if argument != "--report"])
+    if not importlib.util.find_spec("matplotlib"):
+        raise ConfigError("the pictures need matplotlib: pip install 'babyjax[report]'")
+    if "--report" not in argv:
+        record(config, folder)
+    write_report(folder)
+    show(str(folder / "report.html"))
 
 
 if __name__ == "__main__":
-    run_door(main, help_text)
+    run_command(main, help_text)

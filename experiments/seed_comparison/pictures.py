@@ -1,105 +1,103 @@
-"""The pictures of the report, each once for a light and once for a dark page, as SVG.
+"""The pictures of the report as SVG, each for light and dark pages.
 
-Characters stay text: the reader's own fonts draw them, so Chinese needs none here.
+Characters stay text: the reader's fonts draw them, so no Chinese font is needed here. Needs matplotlib, the `report`
+extra.
 """
 
 import io
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 Results = dict[str, Any]
+Draw = Callable[[Results, Figure], None]
 
-BLANK = "#8c8c8c"  # a pair never seen
-LIGHT = {"paper": "#ffffff", "ink": "#1f2328", "grid": "#d0d7de", "matrix": "viridis", "difference": "RdBu_r"}
-DARK = {"paper": "#15191e", "ink": "#e6edf3", "grid": "#3d444d", "matrix": "viridis", "difference": "RdBu_r"}
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c"]
-MARKS = "os^Dvp*"
+PAPER, INK, GRID = "#ffffff", "#1f2328", "#d0d7de"
+DARK = {PAPER: "#15191e", INK: "#e6edf3", GRID: "#3d444d"}
+UNSEEN = "#8c8c8c"  # a pair that does not occur
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+MARKS = "os^Dv"
 VISIBLE = {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5", "\u3000": "\u2423"}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "babyjax",
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), PAPER),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    "grid.color": GRID,
+    "grid.alpha": 0.4,
+    "legend.framealpha": 0.6,
+    "legend.fontsize": 8,
+}
 
 
 def visible(character: str) -> str:
-    """A character as it is written on an axis."""
+    """Return a character as it is written on an axis."""
     if character in VISIBLE:
         return VISIBLE[character]
     return character if character.isprintable() and character.strip() else f"U+{ord(character[0]):04X}"
 
 
-def counts(results: Results, figure: Figure, theme: dict[str, str]) -> None:
-    table = np.array(results["matrices"]["counts"], float)
-    table = np.ma.masked_equal(table, 0)
-    _matrix(results, figure, table, "Pairs counted", "pairs", theme["matrix"], norm=LogNorm(1, max(2, table.max())))
-
-
-def bigram(results: Results, figure: Figure, theme: dict[str, str]) -> None:
-    table = _log_frequencies(results)
-    _matrix(results, figure, table, "Count bigram", "log-probability (nats)", theme["matrix"], vmin=-10, vmax=0)
-
-
-def babygpt(results: Results, figure: Figure, theme: dict[str, str]) -> None:
-    table = np.array(results["matrices"]["babygpt"])
-    _matrix(results, figure, table, "BabyGPT, learned", "log-probability (nats)", theme["matrix"], vmin=-10, vmax=0)
-
-
-def difference(results: Results, figure: Figure, theme: dict[str, str]) -> None:
-    table = np.array(results["matrices"]["babygpt"]) - _log_frequencies(results)
-    title = "BabyGPT less bigram"
-    _matrix(results, figure, table, title, "difference (nats)", theme["difference"], vmin=-3, vmax=3)
-
-
-def _log_frequencies(results: Results) -> Any:
-    matrices = results["matrices"]
-    return np.ma.log(np.array(matrices["counts"], float)) - np.log(np.maximum(matrices["totals"], 1))[:, None]
-
-
-def _matrix(results: Results, figure: Figure, table: Any, title: str, unit: str, colours: str, **scale: Any) -> None:
+def matrix(name: str, results: Results, figure: Figure) -> None:
+    shown, likely = results["matrices"], {"vmin": -10, "vmax": 0}
+    counts = np.ma.masked_equal(np.array(shown["counts"], float), 0)
+    bigram, babygpt = np.ma.log(counts) - np.log(np.maximum(shown["totals"], 1))[:, None], np.array(shown["babygpt"])
+    table, title, unit, colors, scale = {
+        "counts": (counts, "Pair counts", "occurrences", "viridis", {"norm": LogNorm(1, max(2, counts.max()))}),
+        "bigram": (bigram, "Count bigram", "log-probability (nats)", "viridis", likely),
+        "babygpt": (babygpt, "BabyGPT, AdamW", "log-probability (nats)", "viridis", likely),
+        "difference": (
+            babygpt - bigram,
+            "BabyGPT minus bigram",
+            "difference (nats)",
+            "RdBu_r",
+            {"vmin": -3, "vmax": 3},
+        ),
+    }[name]
     figure.set_size_inches(6.4, 5.8)
     axes = figure.subplots()
-    figure.set_layout_engine("constrained", w_pad=0.12)  # a square matrix else pushes its labels out
-    image = axes.imshow(table, cmap=matplotlib.colormaps[colours].with_extremes(bad=BLANK), **scale)
-    names = [visible(character) for character in results["matrices"]["characters"]]
+    figure.set_layout_engine("constrained", w_pad=0.12)  # otherwise a square matrix pushes its labels out
+    image = axes.imshow(table, cmap=matplotlib.colormaps[colors].with_extremes(bad=UNSEEN), **scale)
+    names = [visible(character) for character in shown["characters"]]
     axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set(title=title, xlabel="next character", ylabel="character")
     figure.colorbar(image, label=unit, fraction=0.046, pad=0.03)
 
 
-def embedding(results: Results, figure: Figure, theme: dict[str, str]) -> None:
+def embedding(results: Results, figure: Figure) -> None:
     figure.set_size_inches(7.2, 6.2)
     axes, matrices = figure.subplots(), results["matrices"]
-    x, y = np.array(matrices["embedding"]).T
-    size = 10 + 8 * np.sqrt(np.array(matrices["frequency"]) / max(matrices["frequency"]))
-    axes.scatter(x, y, s=1, color=theme["grid"])
-    for character, place, points in zip(matrices["characters"], zip(x, y, strict=True), size, strict=True):
-        axes.annotate(visible(character), place, ha="center", va="center", fontsize=points, color=_kind(character))
-    share = matrices["embedding_share"]
+    places = np.array(matrices["embedding"])
+    sizes = 10 + 8 * np.sqrt(np.array(matrices["frequency"]) / max(matrices["frequency"]))
+    axes.scatter(*places.T, s=1, color=GRID)
+    for character, place, size in zip(matrices["characters"], places, sizes, strict=True):
+        axes.annotate(visible(character), place, ha="center", va="center", fontsize=size, color=_kind(character))
     axes.set(
-        title=f"BabyGPT's embedding: the plane that holds {share:.0%} of its variance",
-        xlabel="first principal axis, weighted by frequency",
-        ylabel="second",
+        title=f"BabyGPT's embedding: two principal axes, {matrices['embedding_share']:.0%} of the variance",
+        xlabel="first axis, weighted by frequency",
+        ylabel="second axis",
     )
-    axes.grid(alpha=0.4)
+    axes.grid()
 
 
 def _kind(character: str) -> str:
-    """A colour for vowels and other small letters, capitals, and the rest."""
+    """Return a color for vowels, other lowercase letters, other letters, and the rest."""
     if character in "aeiou":
-        return COLOURS[1]
-    return COLOURS[0] if character.islower() else COLOURS[2] if character.isalpha() else COLOURS[3]
+        return COLORS[1]
+    return COLORS[0] if character.islower() else COLORS[2] if character.isalpha() else COLORS[3]
 
 
-def loss_over_time(results: Results, figure: Figure, theme: dict[str, str]) -> None:
-    axes = figure.subplots()
-    for (name, curve), colour, mark in zip(results["training"]["curves"].items(), COLOURS, MARKS, strict=False):
-        axes.plot(curve["seconds"], curve["train"], f"{mark}-", ms=4, color=colour, label=name)
-    entropy = results["corpus"]["entropy"]
-    axes.axhline(entropy, color=theme["ink"], lw=1, ls="--", label=f"floor: entropy, {entropy:.4f}")
+def loss(results: Results, figure: Figure) -> None:
+    axes, entropy = figure.subplots(), results["corpus"]["entropy"]
+    for (name, curve), color, mark in zip(results["training"]["curves"].items(), COLORS, MARKS, strict=False):
+        axes.plot(curve["seconds"], curve["train"], f"{mark}-", ms=4, color=color, label=name)
+    axes.axhline(entropy, color=INK, lw=1, ls="--", label=f"entropy, {entropy:.4f}")
     axes.set(
         xscale="log",
         xlabel="seconds of training",
@@ -107,105 +105,73 @@ def loss_over_time(results: Results, figure: Figure, theme: dict[str, str]) -> N
         title="Loss against time",
         ylim=(entropy - 0.02, entropy + 0.5 if entropy < 4 else entropy + 3),
     )
-    axes.grid(alpha=0.4)
-    axes.legend(fontsize=8)
+    axes.grid()
+    axes.legend()
 
 
-def widths(results: Results, figure: Figure, theme: dict[str, str]) -> None:
+def widths(results: Results, figure: Figure) -> None:
     axes, found = figure.subplots(), results["expressiveness"]
-    axes.plot(found["n_embd"], np.maximum(found["gap"], 1e-9), "o-", color=COLOURS[0], label="best found, on counts")
-    axes.axhline(1e-3, color=theme["ink"], lw=1, ls="--", label="0.001 nats")
+    axes.plot(found["n_embd"], np.maximum(found["gap"], 1e-9), "o-", color=COLORS[0], label="best fit found on counts")
+    axes.axhline(1e-3, color=INK, lw=1, ls="--", label="0.001 nats")
     axes.set(
         xscale="log",
         yscale="log",
-        xlabel="width of the embedding, n_embd",
+        xlabel="n_embd, the embedding width",
         ylabel="training loss above the entropy (nats)",
-        title=f"What a narrow embedding loses, V = {results['corpus']['vocab_size']:,}",
+        title=f"What a narrow embedding costs, V = {results['corpus']['vocab_size']:,}",
     )
     axes.set_xticks(found["n_embd"], [str(width) for width in found["n_embd"]])
     axes.minorticks_off()
-    axes.grid(alpha=0.4)
-    axes.legend(fontsize=8)
+    axes.grid()
+    axes.legend()
 
 
-def forward_cost(results: Results, figure: Figure, theme: dict[str, str]) -> None:
-    _cost(results, figure, "forward", "Cost of a forward pass")
-
-
-def training_cost(results: Results, figure: Figure, theme: dict[str, str]) -> None:
-    _cost(results, figure, "training", "Cost of a training step")
-
-
-def _cost(results: Results, figure: Figure, group: str, title: str) -> None:
+def cost(group: str, results: Results, figure: Figure) -> None:
     figure.set_size_inches(7.2, 7.2)
-    figure.suptitle(title)
-    for axes, axis in zip(figure.subplots(2, 2, sharey=True).flat, "BTVD", strict=True):
-        subjects = {name: each for name, each in results["scaling"].items() if each["group"] == group}
-        for (name, subject), colour, mark in zip(subjects.items(), COLOURS, MARKS, strict=False):
-            if axis in subject["axes"]:
-                _cost_lines(axes, name, subject, axis, colour, mark)
-        what = {"B": "batch size", "T": "block size", "V": "vocabulary size", "D": "n_embd"}[axis]
-        axes.set(yscale="log", xlabel=f"{axis}, {what}", ylabel="seconds" if axis in "BV" else "")
+    figure.suptitle({"forward": "Cost of a forward pass", "training": "Cost of a training step"}[group])
+    subjects = {name: each for name, each in results["scaling"].items() if each["group"] == group}
+    names = {"B": "batch size", "T": "block size", "V": "vocabulary size", "D": "n_embd"}
+    for axes, (axis, size) in zip(figure.subplots(2, 2, sharey=True).flat, names.items(), strict=True):
+        for (name, subject), color, mark in zip(subjects.items(), COLORS, MARKS, strict=False):
+            if not (measured := subject["axes"].get(axis)):
+                continue
+            sizes, seconds = np.array(measured["sizes"]), measured["seconds"]
+            label = f"{name}: {measured['exponents']['seconds']:.2f}"
+            if (claimed := subject["claimed"].get(axis)) is not None:
+                label += f", claimed {claimed}"
+                axes.plot(sizes, seconds[-1] * (sizes / sizes[-1]) ** claimed, ":", lw=1, color=color)
+            axes.plot(sizes, seconds, f"{mark}-", ms=4, color=color, label=label)
+        axes.set(yscale="log", xlabel=f"{axis}, {size}", ylabel="seconds" if axis in "BV" else "")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.grid(alpha=0.4)
+        axes.grid()
         axes.margins(y=0.3)
         axes.legend(fontsize=7)
 
 
-def _cost_lines(axes: Axes, name: str, subject: dict[str, Any], axis: str, colour: str, mark: str) -> None:
-    measured = subject["axes"][axis]
-    sizes, seconds = np.array(measured["sizes"]), measured["seconds"]
-    claimed = subject["claimed"].get(axis)
-    said = "" if claimed is None else f", claimed {claimed}"
-    axes.plot(
-        sizes, seconds, f"{mark}-", ms=4, color=colour, label=f"{name}: {measured['exponents']['seconds']:.2f}{said}"
-    )
-    if claimed is not None:
-        axes.plot(sizes, seconds[-1] * (sizes / sizes[-1]) ** claimed, ":", lw=1, color=colour)
-
-
-PICTURES: dict[str, Callable[[Results, Figure, dict[str, str]], None]] = {
-    "counts": counts,
-    "bigram": bigram,
-    "babygpt": babygpt,
-    "difference": difference,
-    "embedding": embedding,
-    "loss": loss_over_time,
-    "widths": widths,
-    "forward": forward_cost,
-    "training": training_cost,
+PICTURES: dict[str, Draw] = {
+    **{name: partial(matrix, name) for name in ("counts", "bigram", "babygpt", "difference")},
+    **{"embedding": embedding, "loss": loss, "widths": widths},
+    **{group: partial(cost, group) for group in ("forward", "training")},
 }
 
 
-def draw(results: Results) -> dict[str, str]:
-    """File name to SVG: `loss.svg` and, the same in the colours of a dark page, `loss-dark.svg`; and so on."""
-    drawn = {}
-    for name, picture in PICTURES.items():
-        drawn[f"{name}.svg"] = svg = _svg(lambda figure, theme, picture=picture: picture(results, figure, theme), LIGHT)
-        for part in ("paper", "ink", "grid"):
-            svg = svg.replace(LIGHT[part], DARK[part])
-        drawn[f"{name}-dark.svg"] = svg
-    return drawn
+def draw_all(results: Results) -> dict[str, str]:
+    """Draw every picture. Returns file names and SVG."""
+    return {f"{name}.svg": _svg(draw, results) for name, draw in PICTURES.items()}
 
 
-def _svg(picture: Callable[[Figure, dict[str, str]], None], theme: dict[str, str]) -> str:
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "babyjax",
-        "figure.facecolor": theme["paper"],
-        "axes.facecolor": theme["paper"],
-        "savefig.facecolor": theme["paper"],
-        "grid.color": theme["grid"],
-        "legend.framealpha": 0.6,
-        **dict.fromkeys(
-            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), theme["ink"]
-        ),
-    }
-    with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # which matters to outlines, not to text
+def _svg(draw: Draw, results: Results) -> str:
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # matters to outlines, not to text
         figure = Figure(figsize=(7.2, 4.6), layout="constrained")
-        picture(figure, theme)
+        draw(results, figure)
         written = io.StringIO()
         figure.savefig(written, format="svg", metadata={"Date": None})
-    return written.getvalue()
+    rules = "".join(
+        f' [style*="{part}: {light}"] {{ {part}: {dark} !important }}\n'
+        for light, dark in DARK.items()
+        for part in ("fill", "stroke")
+    )
+    dark_style = f"<style>@media (prefers-color-scheme: dark) {{\n{rules}}}</style>\n"
+    return written.getvalue().replace(" <metadata>", f" {dark_style} <metadata>", 1)

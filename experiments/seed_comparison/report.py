@@ -1,31 +1,27 @@
-"""The report, from the results alone: Markdown, and the same as one page of HTML that needs nothing else."""
+"""The report from the results alone: Markdown, and the same as one self-contained page of HTML."""
 
 import base64
 import html
 import re
 from collections import Counter
-from typing import Any
 
 from markdown_it import MarkdownIt
 
-from babyjax.progress import short
-from experiments.seed_comparison.claims import CLAIMS, SECTIONS, Verdict
-from experiments.seed_comparison.pictures import DARK, LIGHT
-
-Results = dict[str, Any]
+from babyjax.text import short
+from experiments.seed_comparison.claims import CLAIMS, SECTIONS, Claim, Results, Verdict
+from experiments.seed_comparison.pictures import DARK, GRID, INK, PAPER
 
 SIGNS = {Verdict.HOLDS: "\u2713", Verdict.LIMIT: "\u2248", Verdict.FAILS: "\u2717"}
 
 
-def picture(name: str, alt: str) -> str:
-    return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="pictures/{name}-dark.svg">'
-        f'<img src="pictures/{name}.svg" alt="{html.escape(alt)}" width="480"></picture>'
-    )
+def row_of(**alts: str) -> list[str]:
+    """Return pictures side by side, by name, each with its text for readers who do not see it."""
+    images = (f'<img src="pictures/{name}.svg" alt="{html.escape(alt)}" width="480">' for name, alt in alts.items())
+    return ["<p>", *images, "</p>", ""]
 
 
 def plain(text: str) -> str:
-    """Any text as it is, in a cell of a table: nothing in it is Markdown or HTML."""
+    """Return any text for a table cell, with everything escaped that Markdown or HTML might interpret."""
     return "".join(
         "<br>" if character == "\n" else character if character.isalnum() else f"&#{ord(character)};"
         for character in text
@@ -33,29 +29,28 @@ def plain(text: str) -> str:
 
 
 def table(head: list[str], rows: list[list[str]], align: str = "") -> list[str]:
-    rule = "|".join({"r": "---:"}.get(where, "---") for where in align.ljust(len(head)))
+    rule = "|".join({"r": "---:"}.get(side, "---") for side in align.ljust(len(head)))
     return [f"| {' | '.join(head)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
-def claims_table(results: Results, section: int) -> list[str]:
+def claims_table(results: Results, claims: list[Claim]) -> list[str]:
     rows = []
-    for claim in CLAIMS:
-        if claim.section == section:
-            found = claim.judge(results)
-            verdict = f"{SIGNS[found.verdict]}\u00a0**{found.verdict}**: {found.because}"
-            rows.append([claim.says, claim.method, found.figure, verdict])
-    return table(["The seed says", "Measured here", "Figure", "Verdict"], rows)
+    for claim in claims:
+        found = claim.judge(results)
+        verdict = f"{SIGNS[found.verdict]}\u00a0**{found.verdict}**: {found.because}"
+        rows.append([claim.says, claim.method, found.figure, verdict])
+    return table(["The seed says", "Measured here", "Result", "Verdict"], rows)
 
 
 def training_table(results: Results) -> list[str]:
     curves = results["training"]["curves"]
-    given = max(curve["train"][-1] for curve in curves.values())
+    target = max(curve["train"][-1] for curve in curves.values())
     rows = []
     for name, curve in curves.items():
-        reached = next(s for s, loss in zip(curve["seconds"], curve["train"], strict=True) if loss <= given)
+        reached = next(s for s, loss in zip(curve["seconds"], curve["train"], strict=True) if loss <= target)
         losses = [f"{curve[split][-1]:.4f}" for split in ("train", "val")]
         rows.append([name, f"{curve['steps'][-1]:,}", f"{curve['seconds'][-1]:.3g}", *losses, f"{reached:.3g}"])
-    return table(["Trained", "steps", "seconds", "train", "val", f"seconds to {given:.4f}"], rows, " rrrrr")
+    return table(["Training", "steps", "seconds", "train", "val", f"seconds to {target:.4f}"], rows, " rrrrr")
 
 
 def cost_table(results: Results) -> list[str]:
@@ -66,85 +61,89 @@ def cost_table(results: Results) -> list[str]:
         counted = [short(cost[name]) if name in cost else "" for name in ("flops", "bytes")]
         intensity = f"{cost['flops'] / cost['bytes']:.3g}" if cost.get("bytes") else ""
         rows.append([name, sizes, f"{1e3 * cost['seconds']:.3g}", *counted, intensity])
-    return table(["One", "at", "ms", "FLOPs", "bytes", "FLOPs a byte"], rows, "  rrrr")
+    return table(["Operation", "sizes", "ms", "FLOPs", "bytes", "FLOPs per byte"], rows, "  rrrr")
 
 
-def pictures_of(results: Results, section: int) -> list[str]:
-    """What stands below the claims of a section."""
-    shown = results["matrices"]
-    frequent = (
-        f"The {len(shown['characters'])} most frequent characters, {shown['share_of_text']:.1%} of the text; \u2423 is "
-        "a space, \u21b5 a new line; grey pairs were never seen. The characters are text, drawn by your own fonts."
-    )
-    match section:
-        case 2:
+def details_of(results: Results, title: str) -> list[str]:
+    """Return what stands below the claims of a section."""
+    match title:
+        case "Training":
             text = (
-                "Exact losses in nats per token; seconds of training alone, compilation and evaluation apart. The "
-                "bigram's loss is that of the counts themselves on train and with add-one smoothing on val, where "
-                "without it a pair never seen costs infinity."
+                "Exact losses in nats per token. Seconds are of training alone, without compilation and evaluation. "
+                "The bigram's train loss is that of the counts themselves; its val loss is with add-1 smoothing, since "
+                "without it an unseen pair costs infinity."
             )
-            return [*training_table(results), picture("loss", "Training loss against seconds, and the floor"), "", text]
-        case 3:
+            return [*training_table(results), *row_of(loss="Training loss against seconds, and the entropy"), text]
+        case "Complexity and memory access":
             text = (
-                "Seconds against each size, the others at their base; the number is the exponent fitted to the three "
-                "largest sizes, the dotted line the seed's. FLOPs and bytes are the compiler's own count; it counts a "
-                "table that is looked up as read whole. Small sizes cost a launch more than work, so exponents in "
-                "seconds lie below those in FLOPs. What a fit on counts costs does not depend on B and T."
+                "Seconds against each size, the other sizes at their base. The number is the exponent fitted to the "
+                "three largest sizes; the dotted line has the seed's exponent. FLOPs and bytes are the compiler's "
+                "count, which counts a table that is indexed as read whole. At small sizes the overhead of a dispatch "
+                "dominates, so exponents of seconds are below those of FLOPs. The cost of a fit on counts does not "
+                "depend on B and T."
             )
-            both = picture("forward", "Seconds of a forward pass against B, T, V and D")
-            both += "\n" + picture("training", "Seconds of a training step against B, T, V and D")
-            return [*cost_table(results), both, "", text]
-        case 5:
+            pictures = row_of(
+                forward="Seconds of a forward pass against B, T, V and D",
+                training="Seconds of a training step against B, T, V and D",
+            )
+            return [*cost_table(results), *pictures, text]
+        case "Generation":
             samples = results["generation"]["samples"]
             return table(list(samples), [[f"<code>{plain(text)}</code>" for text in samples.values()]])
-        case 6:
-            four = [
-                picture("counts", "Heat map of pair counts"),
-                picture("bigram", "Heat map of the count bigram's log-probabilities"),
-                picture("babygpt", "Heat map of BabyGPT's log-probabilities"),
-                picture("difference", "Heat map of their difference"),
-            ]
-            colours = "Vowels are orange, other small letters blue, capitals and other scripts green, the rest purple."
-            plane = picture("embedding", "Embeddings in two dimensions")
-            return ["\n".join(four), "", frequent, "", plane, "", colours]
-        case 8:
-            orders = results["extension"]["ngram_val"]
-            text = ", ".join(f"{nats:.4f} (order {order})" for order, nats in orders.items())
-            return [
-                picture("widths", "Training loss above the entropy at each width"),
-                "",
-                f"Validation loss of n-grams by interpolated modified Kneser-Ney, nats per token: {text}.",
-            ]
+        case "Equivalence":
+            shown = results["matrices"]
+            text = (
+                f"The {len(shown['characters'])} most frequent characters, {shown['share_of_text']:.1%} of the text; "
+                "\u2423 is a space, \u21b5 a new line, and gray pairs do not occur. Your browser's fonts draw the "
+                "characters."
+            )
+            colors = "Vowels are orange, other lowercase letters blue, other letters green, and the rest purple."
+            heat_maps = row_of(
+                counts="Heat map of pair counts",
+                bigram="Heat map of the count bigram's log-probabilities",
+                babygpt="Heat map of BabyGPT's log-probabilities",
+                difference="Heat map of their difference",
+            )
+            return [*heat_maps, text, "", *row_of(embedding="Embeddings in two dimensions"), colors]
+        case "Summary":
+            orders = results["extension"]["ngram_val"].items()
+            text = ", ".join(f"{nats:.4f} (order {order})" for order, nats in orders)
+            text = (
+                f"Validation loss of n-grams with interpolated modified Kneser-Ney smoothing, nats per token: {text}."
+            )
+            return [*row_of(widths="Training loss above the entropy at each width"), text]
     return []
 
 
 def markdown(results: Results) -> str:
-    """The report, its pictures under `pictures/`."""
+    """Return the report as Markdown, with its pictures under `pictures/`."""
     corpus, options, versions = results["corpus"], results["options"], results["versions"]
     verdicts = Counter(claim.judge(results).verdict for claim in CLAIMS)
     tally = ", ".join(f"{verdicts[verdict]} {SIGNS[verdict]} {verdict}" for verdict in Verdict)
     lines = [
         f"# BabyGPT v1 and the count bigram, measured on {plain(corpus['name'])}",
         "",
-        f"Each claim of the seed's comparison, how it was measured here, the figure, and what follows: {tally}.",
+        f"Each claim of the seed's comparison, how it was measured here, the result, and the verdict: {tally}.",
         "",
-        f"Text: {corpus['characters']:,} characters, V = {corpus['vocab_size']:,}, sha256 `{corpus['sha256']}`; the "
-        f"first 90 % train. BabyGPT: n_embd {options['n_embd']}, {options['steps']:,} steps of {options['batch_size']} "
-        f"x {options['block_size']} tokens at {options['learning_rate']:g}, seed {options['seed']}.",
+        f"Text: {corpus['characters']:,} characters, V = {corpus['vocab_size']:,}, sha256 `{corpus['sha256']}`, split "
+        f"into 90 % train and 10 % validation. BabyGPT: n_embd {options['n_embd']}, {options['steps']:,} steps of "
+        f"{options['batch_size']} x {options['block_size']} tokens, learning rate {options['learning_rate']:g}, one "
+        f"seed ({options['seed']}).",
         "",
         f"`{results['command']}`, {results['date']}, {results['machine']}, {results['device']}, Python "
-        f"{results['python']}, {', '.join(f'{name} {number}' for name, number in versions.items())}; in "
+        f"{results['python']}, {', '.join(f'{name} {number}' for name, number in versions.items())}; "
         f"{results['elapsed']:.0f} s.",
     ]
-    for section, title in SECTIONS.items():
-        lines += ["", f"## {section}. {title}", "", *claims_table(results, section), *pictures_of(results, section)]
+    for number, section in enumerate(SECTIONS, 1):
+        lines += ["", f"## {number}. {section.title}", ""]
+        lines += [*claims_table(results, section.claims), *details_of(results, section.title)]
     return "\n".join(lines).rstrip() + "\n"
 
 
 STYLE = f"""
-:root {{ color-scheme: light dark; --paper: {LIGHT["paper"]}; --ink: {LIGHT["ink"]}; --line: {LIGHT["grid"]};
+:root {{ color-scheme: light dark; --paper: {PAPER}; --ink: {INK}; --line: {GRID};
   --good: #1a7f37; --mixed: #9a6700; --bad: #cf222e; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --paper: {DARK["paper"]}; --ink: {DARK["ink"]}; --line: {DARK["grid"]};
+@media (prefers-color-scheme: dark) {{ :root {{ --paper: {DARK[PAPER]}; --ink: {DARK[INK]}; --line: {DARK[GRID]};
   --good: #3fb950; --mixed: #d29922; --bad: #f85149; }} }}
 * {{ box-sizing: border-box; }}
 body {{ margin: 0 auto; max-width: 66rem; padding: 1rem; background: var(--paper); color: var(--ink);
@@ -153,9 +152,9 @@ h1 {{ font-size: 1.6rem; line-height: 1.2; }} h2 {{ margin-top: 2.5rem; }}
 table {{ border-collapse: collapse; width: 100%; margin: 1rem 0; font-size: 0.9rem; }}
 th, td {{ border-bottom: 1px solid var(--line); padding: 0.4rem 0.6rem; text-align: left; vertical-align: top; }}
 td[style] {{ font-variant-numeric: tabular-nums; }} td code {{ white-space: pre-wrap; }}
-td:has(> code:only-child) {{ width: 33%; }}
-p:has(picture) {{ display: flex; flex-wrap: wrap; gap: 1rem; }}
-picture {{ flex: 1 1 24rem; max-width: 46rem; }} img {{ width: 100%; height: auto; display: block; }}
+table:has(th:nth-child(4):last-child) {{ table-layout: fixed; }}
+p:has(img) {{ display: flex; flex-wrap: wrap; gap: 1rem; }}
+img {{ flex: 1 1 24rem; min-width: 0; max-width: min(46rem, 100%); height: auto; }}
 code {{ font-size: 0.85em; }}
 .holds {{ color: var(--good); }} .limit {{ color: var(--mixed); }} .fails {{ color: var(--bad); }}
 @media (max-width: 46rem) {{
@@ -185,7 +184,7 @@ PAGE = """<!doctype html>
 
 
 def page(text: str, pictures: dict[str, str]) -> str:
-    """The Markdown report as one HTML page, its pictures inside."""
+    """Return the Markdown report as one HTML page with its pictures inside."""
     parser = MarkdownIt("commonmark", {"html": True}).enable("table")
     tokens, head, labels = parser.parse(text), [], iter(())
     for index, token in enumerate(tokens):

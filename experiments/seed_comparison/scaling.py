@@ -1,7 +1,7 @@
-"""What forward and training cost against B, T, V and D: seconds, and FLOPs and bytes by the compiler's own count.
+"""The cost of forward and training against B, T, V and D: seconds, and the compiler's count of FLOPs and bytes.
 
-Each subject is measured around a base point, one size at a time; an exponent is the slope of a line through the three
-largest sizes on logarithmic axes.
+Each subject is measured at several sizes around a base, one axis at a time. An exponent is the slope of a line through
+the three largest sizes on logarithmic axes.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,15 @@ import numpy as np
 import optax
 
 from babyjax import BabyGPT, PairCounts
+from babyjax.counts.fit import CountsProblem, plan_restarts
 from babyjax.models.bigram import add_pairs
-from babyjax.training.counts import CountsProblem, legs_of
-from babyjax.training.step import TrainState, train_step
+from babyjax.training.events import State
+from babyjax.training.step import train_step
 from experiments.record import take_turns
 from experiments.seed_comparison import baselines
+from experiments.seed_comparison.study import Effort
 
-CALLS = 5  # of what takes less than a call
-FACTORS = (0.5, 1.0, 2.0, 4.0)
+CALLS = 5  # of what takes less time than a dispatch
 
 
 class Sizes(NamedTuple):
@@ -34,7 +35,7 @@ class Sizes(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """An action that does its work `times` times, and a program the compiler can say the cost of."""
+    """An action that does its work `times` times, and a program whose cost the compiler knows."""
 
     action: Callable[[], Any]
     times: int = 1
@@ -43,9 +44,9 @@ class Prepared(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """Something whose cost is measured; `claimed` are the seed's exponents, where it claims any.
+    """What is measured, and the exponents the seed claims, if any.
 
-    Of what takes long to compile only the `points` largest sizes are measured.
+    `points` limits the sizes measured, from the largest down, if compilation takes long.
     """
 
     name: str
@@ -62,13 +63,9 @@ def _tokens(sizes: Sizes, *shape: int) -> np.ndarray:
 
 
 def _babygpt(sizes: Sizes) -> BabyGPT:
-    """A network of the size, made on the host: nothing is compiled for it."""
-    random = np.random.default_rng(0)
-    embedding, kernel, bias = (
-        jnp.asarray(random.normal(size=shape).astype(np.float32))
-        for shape in ((sizes.V, sizes.D), (sizes.D, sizes.V), (sizes.V,))
-    )
-    return BabyGPT.from_parameters(embedding, kernel, bias)
+    """Make a network on the host, without compiling its initialization."""
+    random, shapes = np.random.default_rng(0), ((sizes.V, sizes.D), (sizes.D, sizes.V), (sizes.V,))
+    return BabyGPT.from_parameters(*(jnp.asarray(random.normal(size=shape).astype(np.float32)) for shape in shapes))
 
 
 def babygpt_forward(sizes: Sizes) -> Prepared:
@@ -78,7 +75,7 @@ def babygpt_forward(sizes: Sizes) -> Prepared:
 
 
 def repeated(once: Callable[..., Any], *arrays: Any) -> Callable[[], Any]:
-    """`once(index, *arrays)` `CALLS` times in one program, each result written where the last one was."""
+    """Return an action that runs `once(index, *arrays)` `CALLS` times in one program and keeps the last result."""
 
     def all_of_them(*arrays: Any) -> Any:
         return jax.lax.fori_loop(1, CALLS, lambda index, _: once(index, *arrays), once(0, *arrays))
@@ -90,9 +87,8 @@ def repeated(once: Callable[..., Any], *arrays: Any) -> Callable[[], Any]:
 def lookup(sizes: Sizes) -> Prepared:
     table, tokens = jnp.ones((sizes.V, sizes.V)), jnp.asarray(_tokens(sizes, sizes.B, sizes.T))
     program = jax.jit(lambda table, tokens: table[tokens]).lower(table, tokens).compile()
-    return Prepared(
-        repeated(lambda index, table, tokens: table[(tokens + index) % sizes.V], table, tokens), CALLS, program
-    )
+    action = repeated(lambda index, table, tokens: table[(tokens + index) % sizes.V], table, tokens)
+    return Prepared(action, CALLS, program)
 
 
 def looped_lookup(sizes: Sizes) -> Prepared:
@@ -105,7 +101,7 @@ def adamw_step(sizes: Sizes) -> Prepared:
     optimizer, windows = optax.adamw(1e-2), jnp.asarray(_tokens(sizes, sizes.B, sizes.T + 1))
     model = _babygpt(sizes)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, model))
-    state = jax.device_put(TrainState(jnp.zeros((), jnp.int32), model, zeros))
+    state = jax.device_put(State(jnp.zeros((), jnp.int32), model, zeros))
     program = jax.jit(lambda state, windows: train_step(state, (windows[:, :-1], windows[:, 1:]), optimizer))
     program = program.lower(state, windows).compile()
     return Prepared(lambda: program(state, windows), program=program)
@@ -132,16 +128,16 @@ def looped_counting(sizes: Sizes) -> Prepared:
 
 def sweep_on_counts(sizes: Sizes) -> Prepared:
     counts = jnp.asarray(np.random.default_rng(0).integers(1, 100, (sizes.V, sizes.V)), jnp.int32)
-    problem = CountsProblem(PairCounts.from_counts(counts, counts), sizes.D, legs_of(1, 0, 0.0, 0.0))
+    problem = CountsProblem(PairCounts.from_counts(counts, counts), sizes.D, plan_restarts(1, 0, 0.0, 0.0))
     start = problem.start()
-    return Prepared(lambda: problem.advance(start).descent.factors.head)
+    return Prepared(lambda: problem.advance(start).objective)
 
 
 LARGE, SMALL = Sizes(32, 32, 512, 64), Sizes(64, 64, 128, 32)
 SUBJECTS = [
     Subject("BabyGPT forward", "forward", LARGE, babygpt_forward, {"B": 1, "T": 1, "V": 0, "D": 1}),
-    Subject("bigram look-up", "forward", LARGE, lookup, {"B": 1, "T": 1, "V": 0}, "BTV"),
-    Subject("bigram look-up, looped", "forward", SMALL, looped_lookup, {"B": 1, "T": 1, "V": 0}, "BTV"),
+    Subject("bigram lookup", "forward", LARGE, lookup, {"B": 1, "T": 1, "V": 0}, "BTV"),
+    Subject("bigram lookup, looped", "forward", SMALL, looped_lookup, {"B": 1, "T": 1, "V": 0}, "BTV"),
     Subject("BabyGPT, AdamW step", "training", LARGE, adamw_step, {"B": 0, "T": 0, "V": 0, "D": 0}, points=3),
     Subject("counting a batch", "training", Sizes(128, 128, 256, 0), counting, {"B": 1, "T": 1, "V": 0}, "BTV"),
     Subject("counting a batch, looped", "training", SMALL, looped_counting, {"B": 1, "T": 1, "V": 0}, "BTV"),
@@ -150,19 +146,20 @@ SUBJECTS = [
 
 
 def slope(sizes: list[int], values: list[float]) -> float:
-    """The exponent: of the line through the three largest sizes, on logarithmic axes."""
+    """Return the exponent: the slope of a line through the three largest sizes on logarithmic axes."""
     return float(np.polyfit(np.log(sizes[-3:]), np.log(np.maximum(values[-3:], 1e-12)), 1)[0])
 
 
-def measure(subject: Subject, factors: tuple[float, ...], rounds: int) -> dict[str, Any]:
-    """Each axis's sizes, seconds, FLOPs and bytes a piece of work, and their exponents."""
+def measure(subject: Subject, effort: Effort) -> dict[str, Any]:
+    """Measure seconds, FLOPs and bytes at the sizes of each axis, and fit their exponents."""
+    base = Sizes(*(round(effort.size * size) for size in subject.base))
     ranges = {
-        axis: [max(1, round(factor * getattr(subject.base, axis))) for factor in factors[-subject.points :]]
+        axis: [max(1, round(factor * getattr(base, axis))) for factor in effort.factors[-subject.points :]]
         for axis in subject.axes
     }
-    points = {subject.base._replace(**{axis: size}) for axis, sizes in ranges.items() for size in sizes}
-    prepared = {str(sizes): subject.prepare(sizes) for sizes in sorted(points | {subject.base})}
-    seconds = take_turns(rounds, **{name: each.action for name, each in prepared.items()})
+    points = {base._replace(**{axis: size}) for axis, sizes in ranges.items() for size in sizes}
+    prepared = {str(sizes): subject.prepare(sizes) for sizes in sorted(points | {base})}
+    seconds = take_turns(effort.rounds, **{name: each.action for name, each in prepared.items()})
 
     def cost(sizes: Sizes) -> dict[str, float]:
         each = prepared[str(sizes)]
@@ -174,19 +171,19 @@ def measure(subject: Subject, factors: tuple[float, ...], rounds: int) -> dict[s
 
     axes = {}
     for axis, sizes in ranges.items():
-        costs = [cost(subject.base._replace(**{axis: size})) for size in sizes]
+        costs = [cost(base._replace(**{axis: size})) for size in sizes]
         columns = {name: [each[name] for each in costs] for name in costs[0]}
         exponents = {name: slope(sizes, values) for name, values in columns.items()}
         axes[axis] = {"sizes": sizes, **columns, "exponents": exponents}
     return {
         "group": subject.group,
-        "base": subject.base._asdict(),
+        "base": base._asdict(),
         "claimed": subject.claimed,
-        "at_base": cost(subject.base),
+        "at_base": cost(base),
         "axes": axes,
     }
 
 
-def scaling(factors: tuple[float, ...] = FACTORS, rounds: int = 5) -> dict[str, Any]:
-    """Every subject, by name."""
-    return {subject.name: measure(subject, factors, rounds) for subject in SUBJECTS}
+def scaling(effort: Effort) -> dict[str, Any]:
+    """Measure every subject. Returns the results by name."""
+    return {subject.name: measure(subject, effort) for subject in SUBJECTS}

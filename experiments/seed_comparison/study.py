@@ -1,168 +1,164 @@
-"""A corpus, the options of BabyGPT v1 on it, and the ways to train on it, each followed by its exact losses."""
+"""The models that several measurements need, each trained once."""
 
+import importlib.util
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from babyjax import (
     BabyGPT,
     Bigram,
-    Corpus,
+    Event,
     ExactEvaluator,
+    LanguageModel,
     PairCounts,
     Split,
+    Task,
     batch_at,
-    count_matrix,
-    split_tokens,
+    evaluated,
+    load_task,
+    make_model,
+    make_trainer,
 )
-from babyjax.data.tokenizer import TOKENIZERS
-from babyjax.errors import DivergenceError
-from babyjax.models import make_model
-from babyjax.schema import BabyGPTConfig, Config
-from babyjax.training.counts import CountsProblem, legs_of
-from babyjax.training.step import start_key
-from experiments.marks import Mark, marked, train
-from experiments.seed_comparison.scaling import FACTORS
+from babyjax.config import BabyGPTConfig, Config, CountsConfig
+from babyjax.errors import DataError, DivergenceError
+from babyjax.training.events import State
+
+POINTS = 25  # of a curve of losses, about
+WITH_TORCH = importlib.util.find_spec("torch") is not None
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: all of it, or, in the tests, little."""
+    """How much is measured: all of it, or little in the tests."""
 
-    factors: tuple[float, ...] = FACTORS
+    factors: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    size: float = 1.0  # of what is timed at several sizes
     rounds: int = 9
     widths: tuple[int, ...] = (4, 16, 32)
-    full_width_vocab: int = 96
+    merged_vocab: int = 96
     draws: int = 100_000
-    upper_rung: str = "babygpt-v9-layernorm"
+    rung: str = "babygpt-v9-layernorm"
     orders: tuple[int, ...] = (2, 3, 4, 5)
+    tolerance: float | None = None  # of the fits among which validation chooses
     sample: int = 240
+    hardware: int = 4096  # tokens and vocabulary at which the device is busy: a table of 64 MiB
 
 
 class Trained(NamedTuple):
-    """A model, and its exact losses as training went on: seconds of training, then nats per token."""
+    """A model, and its exact losses during training: seconds of training, steps, nats per token."""
 
-    model: BabyGPT
+    model: Any
     curve: dict[str, list[float]]
 
 
-class Text:
-    """A corpus as token ids: its splits, its pair counts, its exact evaluator."""
-
-    def __init__(self, ids: np.ndarray, vocab_size: int, byte_lengths: np.ndarray, block_size: int):
-        self.vocab_size = vocab_size
-        self.split: Split = split_tokens(ids, block_size)
-        self.pairs = PairCounts.from_split(self.split, vocab_size)
-        self.evaluate = ExactEvaluator(self.pairs, byte_lengths)
-        self.entropy = self.pairs.entropy("train")
-
-    @cached_property
-    def tokens(self) -> jax.Array:
-        return jnp.asarray(self.split.train)
-
-    @cached_property
-    def counts(self) -> np.ndarray:
-        return np.asarray(count_matrix(self.split.train, self.vocab_size))
-
-    def losses(self, model: Any) -> dict[str, float]:
-        return {name: loss.per_token for name, loss in self.evaluate(model).items()}
-
-
 class Study:
-    """A corpus, the options of BabyGPT v1 on it, and what several measurements need."""
+    """A task, and BabyGPT v1 and the count bigram trained on it. Raises: DataError if there is nothing to learn."""
 
-    def __init__(self, corpus: Corpus, config: Config, effort: Effort):
+    def __init__(self, config: Config, effort: Effort):
         assert isinstance(config.model, BabyGPTConfig)
         self.config, self.effort, self.model_config = config, effort, config.model
-        self.tokenizer = TOKENIZERS[config.data.tokenizer].fit(corpus.text)
-        self.ids = self.tokenizer.encode(corpus.text)
-        self.text = Text(self.ids, self.tokenizer.vocab_size, self.tokenizer.byte_lengths, config.model.block_size)
-        self.bigram = Bigram.from_tokens(self.text.split.train, self.text.vocab_size)
-        self.unsmoothed = Bigram(self.bigram.counts[...], 0.0)
-        self.seed = config.train.seed
+        self.task = load_task(config)
+        if self.task.entropy == 0:
+            name = self.task.corpus.name
+            raise DataError(f"{name} leaves nothing to compare: every token is always followed by the same one")
+        self.tokens, self.vocab_size = self.task.split.train, self.task.tokenizer.vocab_size
+        self.bigram = Bigram.from_tokens(self.tokens, self.vocab_size)
+        self.unsmoothed = Bigram(self.bigram.counts[...], smoothing=0.0)
+        self.count_matrix = np.asarray(self.bigram.counts[...])
 
-    def batch(self, step: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of a training step."""
-        config = self.config
-        batch = batch_at(self.text.tokens, self.seed, step, config.train.batch_size, config.model.block_size)
-        return np.asarray(batch[0]), np.asarray(batch[1])
+    @property
+    def batch(self) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of the first training step."""
+        train, block_size = self.config.train, self.config.model.block_size
+        inputs, targets = batch_at(jnp.asarray(self.tokens), train.seed, 0, train.batch_size, block_size)
+        return np.asarray(inputs), np.asarray(targets)
 
-    def folded(self) -> Text:
-        """The same text with all but its most frequent tokens made one, where a V x V network would be too large."""
-        limit = self.effort.full_width_vocab
-        if self.text.vocab_size <= limit:
-            return self.text
-        frequent = np.argsort(-np.bincount(self.ids, minlength=self.text.vocab_size), kind="stable")
-        fold = np.full(self.text.vocab_size, limit - 1, np.int32)
-        fold[frequent[: limit - 1]] = np.arange(limit - 1)
-        return Text(fold[self.ids], limit, np.ones(limit, np.int64), self.config.model.block_size)
+    def losses(self, model: LanguageModel) -> dict[str, float]:
+        """Return the exact loss of each split in nats per token."""
+        return {name: loss.per_token for name, loss in self.task.evaluate(model).items()}
 
     @cached_property
-    def start(self) -> BabyGPT:
-        """The network before the first step."""
-        return jax.jit(lambda: make_model(self.model_config, self.text.vocab_size, start_key(self.seed)))()
+    def merged(self) -> Task:
+        """The task with all but its most frequent tokens merged into one: a V x V network then stays small."""
+        limit = self.effort.merged_vocab
+        if self.vocab_size <= limit:
+            return self.task
+        frequent = np.argsort(-np.bincount(np.concatenate(self.task.split)), kind="stable")
+        merge = np.full(self.vocab_size, limit - 1, np.int32)
+        merge[frequent[: limit - 1]] = np.arange(limit - 1)
+        split = Split(*(merge[tokens] for tokens in self.task.split))
+        pairs = PairCounts.from_split(split, limit)
+        return replace(self.task, split=split, pairs=pairs, evaluate=ExactEvaluator(pairs, np.ones(limit, np.int64)))
 
     @cached_property
-    def marks(self) -> list[int]:
-        """Steps after which a loss is looked at: ever further apart."""
-        return sorted({round(step) for step in np.geomspace(1, self.config.train.steps, 25)})
+    def initial(self) -> BabyGPT:
+        """BabyGPT before the first step."""
+        model = make_trainer(self.config, self.task).init().model
+        assert isinstance(model, BabyGPT)
+        return model
 
     @cached_property
     def adamw(self) -> Trained:
-        """By the published script's recipe, in our compiled loop."""
-        return follow(train(self.config, self.text.tokens, self.text.vocab_size, self.marks, self.start), self.text)
-
-    @cached_property
-    def pytorch(self) -> Trained:
-        """By the same recipe in PyTorch, as the seed has it."""
-        from experiments.torch_v1 import TorchV1
-
-        loop = TorchV1(self.text.split.train, self.text.vocab_size, self.config)
-        TorchV1(self.text.split.train, self.text.vocab_size, self.config).train(3)  # to warm up
-
-        def run(steps: int) -> BabyGPT:
-            loop.train(steps)
-            return loop.model()
-
-        return follow(marked(run, self.marks), self.text)
+        """BabyGPT trained by the published recipe."""
+        trainer, steps = make_trainer(self.config, self.task), self.config.train.steps
+        return self._follow(trainer.run(trainer.init(), (-(-steps // POINTS),)))
 
     @cached_property
     def counts(self) -> Trained:
-        """On the pair counts, from the SVD of their logarithms; counting is part of its seconds."""
-        deque(self._fit(), maxlen=0)  # to compile
-        return follow(self._fit(), self.text)
+        """BabyGPT fitted to the pair counts. Its seconds include the counting."""
+        config = self.config.replace(trainer=CountsConfig(starts=1, smoothing=0.0))
 
-    def _fit(self) -> Iterator[Mark]:
-        clock = time.perf_counter()
-        pairs = PairCounts.from_split(self.text.split, self.text.vocab_size)
-        legs = legs_of(1, self.seed, 0.0, 0.0)
-        problem = CountsProblem(pairs, self.model_config.n_embd, legs, bias=self.model_config.bias)
-        fit, step, seconds = problem.start(), 0, 0.0
-        while True:
-            np.asarray(fit.descent.factors.head)
-            seconds += time.perf_counter() - clock
-            yield Mark(step, seconds, problem.model(fit))
-            if problem.done(fit):
-                return
+        def fit() -> Trained:
             clock = time.perf_counter()
-            fit, step = problem.advance(fit), step + 1
+            PairCounts.from_split(self.task.split, self.vocab_size)
+            trainer = make_trainer(config, self.task)
+            state = trainer.init()
+            return self._follow(trainer.run(state), time.perf_counter() - clock)
 
+        fit()  # compiles
+        return fit()
 
-def follow(marks: Iterable[Mark], text: Text) -> Trained:
-    """The last network of a training, and its exact losses on the way."""
-    model, curve = None, {"seconds": [], "steps": [], "train": [], "val": []}
-    for step, seconds, model in marks:
-        losses = text.losses(model)
-        if not np.isfinite(list(losses.values())).all():
-            raise DivergenceError(f"the loss became infinite by step {step:,}; try a smaller optimizer.learning_rate")
-        for name, value in {"seconds": seconds, "steps": step, **losses}.items():
-            curve[name].append(value)
-    assert isinstance(model, BabyGPT)
-    return Trained(model, curve)
+    @cached_property
+    def pytorch(self) -> Trained:
+        """BabyGPT trained by the same recipe in PyTorch's eager mode."""
+        from experiments.peers.torch_v1 import TorchV1
+
+        TorchV1(self.tokens, self.vocab_size, self.config).train(3)  # warms up
+        loop, last = TorchV1(self.tokens, self.vocab_size, self.config), self.config.train.steps
+
+        def events() -> Iterator[Event]:
+            for before, step in pairwise(np.linspace(0, last, min(POINTS, last) + 1).round().astype(int).tolist()):
+                clock = time.perf_counter()
+                loop.train(step - before)
+                seconds = time.perf_counter() - clock
+                yield Event(step, State(step, loop.model(), ()), np.zeros(step - before), seconds, last=step == last)
+
+        return self._follow(events())
+
+    def _follow(self, events: Iterator[Event], seconds: float = 0.0) -> Trained:
+        """Train to the end. Returns the model and its losses on the way. Raises: DivergenceError."""
+        curve, model = {"seconds": [], "steps": [], "train": [], "val": []}, None
+        for event in evaluated(events, self.task.evaluate, 1):
+            model, seconds = event.state.model, seconds + event.seconds
+            if event.losses:
+                losses = {name: loss.per_token for name, loss in event.losses.items()}
+                if not np.isfinite(list(losses.values())).all():
+                    raise DivergenceError("the loss became infinite; try a lower optimizer.learning_rate")
+                for name, value in {"seconds": seconds, "steps": event.step, **losses}.items():
+                    curve[name].append(value)
+        return Trained(model, curve)
+
+    def wide(self) -> LanguageModel:
+        """Train BabyGPT by the published recipe with `n_embd` = V, on the merged task."""
+        size = self.merged.pairs.vocab_size
+        task = replace(self.merged, initialize=partial(make_model, self.model_config.replace(n_embd=size), size))
+        trainer = make_trainer(self.config, task)
+        *_, last = trainer.run(trainer.init())
+        return last.state.model

@@ -1,9 +1,13 @@
 import hashlib
 import http.client
 import io
+import os
+import subprocess
+import sys
 import threading
 from functools import partial
 from http.server import HTTPServer, SimpleHTTPRequestHandler
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +32,9 @@ def test_pydocs_is_a_long_ascii_text():
         (b"\xef\xbb\xbfa\r\nb\rc", "a\nb\nc"),
         ("床前明月光".encode(), "床前明月光"),
         (b"\xef\xbb\xbf\xef\xbb\xbfa", "a"),
+        (b"\xe6\x98\x8e" * 700_000, "明" * 700_000),  # longer than what is read first, which ends inside a character
     ],
+    ids=range(5),
 )
 def test_files_are_read_as_utf8_with_one_kind_of_line_end(tmp_path, data, text):
     path = tmp_path / "mine.txt"
@@ -45,31 +51,88 @@ def test_files_are_read_as_utf8_with_one_kind_of_line_end(tmp_path, data, text):
         (b"abc\xff", "is not UTF-8 text .byte 3 is 0xff."),
         (b"\x89PNG\r\n\x1a\n\0", "is not UTF-8 text"),
         (b"ab\0c", "is not text: it has a NUL byte at character 2"),
+        (b"a" * 2_000_000 + b"\0", "is not text: it has a NUL byte at character 2000000"),
+    ],
+    ids=range(6),
+)
+def test_what_is_not_text_is_refused_by_name(tmp_path, monkeypatch, data, complaint):
+    monkeypatch.chdir(tmp_path)
+    Path("strange.bin").write_bytes(data)
+    with pytest.raises(DataError, match=rf"strange\.bin {complaint}"):
+        read_corpus("strange.bin")
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("nothing.txt", "cannot read nothing.txt: No such file"),
+        (".", r"cannot read \.: Is a directory"),
+        ("a\0b", "cannot read .*null byte"),
+        ("\ud800", "cannot read .*surrogates not allowed"),
+        ("~nobody-here/x.txt", "cannot read .*home directory"),
+        ("a" * 5000, r"cannot read a{60}\.\.\.: File name too long"),
+    ],
+    ids=range(6),
+)
+def test_a_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch, path, complaint):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=complaint) as caught:
+        read_corpus(path)
+    assert len(str(caught.value)) < 200
+
+
+def test_a_path_in_the_home_directory_and_one_that_is_not_utf8(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.txt").write_text("text")
+    assert read_corpus("~/mine.txt").text == "text"
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")
+    Path(path).write_text("text")
+    assert read_corpus(path).text == "text"
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no /dev/fd")
+def test_pipes_are_files_too():
+    read, write = os.pipe()
+    os.write(write, b"ab\r\n" * 1000)
+    os.close(write)
+    assert read_corpus(f"/dev/fd/{read}").text == "ab\n" * 1000
+    os.close(read)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no /dev/zero")
+def test_a_file_without_end_is_refused():
+    with pytest.raises(DataError, match="is not text: it has a NUL byte at character 0"):
+        read_corpus("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "complaint"),
+    [
+        ("bible", {}, "unknown corpus 'bible'"),
+        ("pydocs", {"states": 3}, "corpus 'pydocs' has no option 'states'"),
+        ("synthetic", {"sates": 3}, "corpus 'synthetic' has no option 'sates'"),
+        ("synthetic", {"states": 0}, "states and length must be at least 1, got 0 and"),
+        ("synthetic", {"length": -1}, "states and length must be at least 1"),
+        ("synthetic", {"seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
-def test_what_is_not_text_is_refused_by_name(tmp_path, data, complaint):
-    path = tmp_path / "strange.bin"
-    path.write_bytes(data)
-    with pytest.raises(DataError, match=rf"strange\.bin {complaint}"):
-        read_corpus(path)
+def test_a_corpus_that_does_not_exist_is_refused(name, options, complaint):
+    with pytest.raises(DataError, match=complaint):
+        load_corpus(name, **options)
 
 
-def test_missing_file_folder_and_unknown_corpus_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"cannot read .*nothing\.txt: No such file"):
-        read_corpus(tmp_path / "nothing.txt")
-    with pytest.raises(DataError, match=r"cannot read .*: Is a directory"):
-        read_corpus(tmp_path)
-    with pytest.raises(DataError, match="unknown corpus 'bible'"):
-        load_corpus("bible")
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "user_cache", lambda: tmp_path / "cache")
+    return tmp_path / "cache"
 
 
 @pytest.fixture
 def shakespeare_server(tmp_path, monkeypatch):
-    """A server on this machine that has its own tinyshakespeare; yields (url, served file, cache folder)."""
-    served, cache = tmp_path / "served", tmp_path / "cache"
+    """A server on this machine that has its own tinyshakespeare; yields (url, served file)."""
+    served = tmp_path / "served"
     served.mkdir()
     (served / "input.txt").write_text("To be, or not to be\n")
-    monkeypatch.setattr(corpus_module.platformdirs, "user_cache_dir", lambda name: str(cache))
     digest = hashlib.sha256((served / "input.txt").read_bytes()).hexdigest()
     monkeypatch.setattr(corpus_module, "SHAKESPEARE_SHA256", digest)
 
@@ -78,14 +141,14 @@ def shakespeare_server(tmp_path, monkeypatch):
             pass
 
     server = HTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(served)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/input.txt", served / "input.txt", cache
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/input.txt", served / "input.txt"
     server.shutdown()
     server.server_close()
 
 
-def test_shakespeare_is_downloaded_once_then_read_from_the_cache(shakespeare_server):
-    url, served, cache = shakespeare_server
+def test_shakespeare_is_downloaded_once_then_read_from_the_cache(shakespeare_server, cache):
+    url, served = shakespeare_server
     first = load_corpus("shakespeare", url=url)
     served.unlink()
     assert load_corpus("shakespeare", url=url) == first
@@ -93,31 +156,62 @@ def test_shakespeare_is_downloaded_once_then_read_from_the_cache(shakespeare_ser
     assert [path.name for path in cache.iterdir()] == ["tinyshakespeare.txt"]
 
 
-def test_a_download_that_is_something_else_is_refused_and_not_kept(shakespeare_server):
-    url, served, cache = shakespeare_server
+def test_a_damaged_cache_is_replaced(shakespeare_server, cache):
+    cache.mkdir()
+    (cache / "tinyshakespeare.txt").write_text("To be, or")
+    load_corpus("shakespeare", url=shakespeare_server[0])
+    assert (cache / "tinyshakespeare.txt").read_text() == "To be, or not to be\n"
+
+
+@pytest.mark.parametrize("what", ["no home directory", "a file", "a folder of that name"])
+def test_shakespeare_needs_no_cache(shakespeare_server, cache, monkeypatch, what):
+    if what == "a file":
+        cache.write_text("in the way")
+    elif what == "a folder of that name":
+        (cache / "tinyshakespeare.txt").mkdir(parents=True)
+    else:
+        monkeypatch.setattr(corpus_module, "user_cache", lambda: None)
+    assert load_corpus("shakespeare", url=shakespeare_server[0]).text == "To be, or not to be\n"
+
+
+def test_a_download_that_is_something_else_is_refused_and_not_kept(shakespeare_server, cache):
+    url, served = shakespeare_server
     served.write_text("an error page")
-    with pytest.raises(DataError, match="is not tinyshakespeare"):
+    with pytest.raises(DataError, match="did not send tinyshakespeare"):
         load_corpus("shakespeare", url=url)
     assert not cache.exists()
 
 
-def test_a_download_cut_short_says_so(shakespeare_server, monkeypatch):
+def test_a_download_cut_short_says_so(cache, monkeypatch):
     class Cut(io.BytesIO):
         def read(self, *_):
             raise http.client.IncompleteRead(b"To be")
 
     monkeypatch.setattr(corpus_module.urllib.request, "urlopen", lambda *_, **__: Cut())
-    with pytest.raises(DataError, match="could not download"):
+    with pytest.raises(DataError, match="cannot download"):
         load_corpus("shakespeare")
 
 
-def test_offline_says_what_to_do(shakespeare_server):
-    url, served, _ = shakespeare_server
+def test_offline_says_what_to_do(shakespeare_server, cache):
+    url, served = shakespeare_server
     served.unlink()
-    with pytest.raises(DataError, match=r"could not download .*data\.path=FILE, or use data=pydocs"):
+    with pytest.raises(DataError, match=r"cannot download .*data\.path=FILE, or use data=pydocs"):
         load_corpus("shakespeare", url=url)
-    with pytest.raises(DataError, match="could not download"):
+    with pytest.raises(DataError, match="cannot download"):
         load_corpus("shakespeare", url="http://127.0.0.1:9/input.txt")
+
+
+def test_an_unknown_user_without_a_home_directory_has_no_cache():
+    program = (
+        "import pwd\n"
+        "def unknown(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = unknown\n"
+        "from babyjax.files import user_cache\n"
+        "assert user_cache() is None"
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "XDG_CACHE_HOME")}
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_synthetic_is_seeded_and_its_entropy_is_that_of_its_counts():

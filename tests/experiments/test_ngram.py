@@ -1,4 +1,4 @@
-"""Kneser-Ney is a distribution, is what its definition says, and reaches the figure known for it."""
+"""Kneser-Ney is a distribution, equals its definition, and reaches the known losses."""
 
 from collections import Counter
 
@@ -14,11 +14,11 @@ texts = st.lists(st.integers(0, 3), min_size=6, max_size=60).map(lambda ids: np.
 
 
 @given(tokens=texts, order=st.integers(1, 5), context=st.lists(st.integers(0, 4), max_size=6))
-def test_the_chances_after_any_context_sum_to_one(tokens, order, context):
+def test_probabilities_after_any_context_sum_to_one(tokens, order, context):
     model = KneserNey(tokens, 5, order)  # token 4 is never seen
-    chances = [np.exp(-model.nats(np.array([0, *context, token]))[-1]) for token in range(5)]
-    assert min(chances) > 0
-    assert sum(chances) == pytest.approx(1)
+    probabilities = [np.exp(-model.nats(np.array([0, *context, token]))[-1]) for token in range(5)]
+    assert min(probabilities) > 0
+    assert sum(probabilities) == pytest.approx(1)
 
 
 def by_definition(tokens, vocab_size, order, context, token):
@@ -31,9 +31,9 @@ def by_definition(tokens, vocab_size, order, context, token):
             return {gram: count for gram, count in seen.items() if len(gram) == length}
         return Counter(gram[1:] for gram in seen if len(gram) == length + 1)
 
-    def chance(context, token):
+    def probability(context, token):
         table = counts(len(context) + 1)
-        lower = chance(context[1:], token) if context else 1 / vocab_size
+        lower = probability(context[1:], token) if context else 1 / vocab_size
         n = Counter(table.values())
         discount = [0.0, 0.5, 0.5, 0.5]
         if n[1] and n[2] and n[3]:
@@ -48,18 +48,18 @@ def by_definition(tokens, vocab_size, order, context, token):
         kept = following.get(token, 0) - taken.get(token, 0)
         return (kept + sum(taken.values()) * lower) / total
 
-    return chance(tuple(context)[len(context) - min(len(context), order - 1) :], token)
+    return probability(tuple(context)[len(context) - min(len(context), order - 1) :], token)
 
 
 @given(tokens=texts, order=st.integers(1, 4), text=st.lists(st.integers(0, 3), min_size=2, max_size=8))
-def test_it_is_what_its_definition_says(tokens, order, text):
+def test_it_equals_its_definition(tokens, order, text):
     nats = KneserNey(tokens, 4, order).nats(np.array(text))
     for position in range(1, len(text)):
         expected = by_definition(tokens.tolist(), 4, order, text[:position], text[position])
         assert np.exp(-nats[position - 1]) == pytest.approx(expected)
 
 
-def test_tinyshakespeare_is_predicted_as_well_as_is_known(tinyshakespeare):
+def test_tinyshakespeare_has_the_known_losses(tinyshakespeare):
     tokenizer = CharTokenizer.fit(tinyshakespeare.text)
     split = split_tokens(tokenizer.encode(tinyshakespeare.text))
     losses = [KneserNey(split.train, tokenizer.vocab_size, order).nats(split.val).mean() for order in (2, 4, 7)]

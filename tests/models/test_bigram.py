@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from babyjax.errors import CountError, TokenError
+from babyjax.checks import check_tokens
+from babyjax.errors import ConfigError, CountError, TokenError
 from babyjax.models import bigram
 from babyjax.models.bigram import Bigram, count_chunks, count_matrix
 
 V = 5
-texts = hnp.arrays(np.int32, st.integers(0, 40), elements=st.integers(0, V - 1))
+LENGTHS = st.sampled_from([0, 1, 2, 9, 24, 40])  # few, since each is compiled
+texts = hnp.arrays(np.int32, LENGTHS, elements=st.integers(0, V - 1))
 
 
 def counted_as_the_seed_does(tokens, vocab_size):
@@ -84,6 +86,18 @@ def test_an_id_out_of_range_is_refused(dtype, bad):
         count_matrix(np.array([0, bad, 1]).astype(dtype), V)
 
 
+@pytest.mark.parametrize("shape", [(), (2, 3)])
+def test_a_text_has_one_axis(shape):
+    with pytest.raises(TokenError, match=r"tokens must be one text of shape \(L,\), got shape "):
+        count_matrix(np.zeros(shape, np.int32), V)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, bool])
+def test_ids_are_integers(dtype):
+    with pytest.raises(TokenError, match=f"token ids must be integers, got {np.dtype(dtype)}"):
+        check_tokens(np.zeros(3, dtype), V)
+
+
 @pytest.mark.parametrize("count", [count_matrix, lambda tokens, vocab_size: count_chunks([tokens], vocab_size)])
 def test_a_negative_id_is_refused(count):
     with pytest.raises(TokenError, match="token id -2 is outside"):
@@ -97,7 +111,7 @@ def test_counting_may_be_part_of_a_larger_program():
     assert int(jax.jit(lambda t: count_matrix(t, V).sum())(tokens)) == 2
 
 
-@given(texts, st.lists(st.integers(0, 40), max_size=4))
+@given(texts, st.lists(LENGTHS, max_size=4))
 def test_chunks_count_what_the_whole_counts(tokens, cuts):
     chunks = np.split(tokens, sorted(min(cut, len(tokens)) for cut in cuts))
     chex.assert_trees_all_equal(count_chunks(chunks, V), count_matrix(tokens, V))
@@ -134,3 +148,9 @@ def test_seen_contexts_have_the_seeds_probabilities_and_unseen_ones_are_uniform(
     model = Bigram.from_tokens(np.array([0, 1, 0, 1, 0, 2], np.int32), 3, smoothing=0.0)
     probabilities = jnp.exp(model(jnp.array([[0, 1, 2]])))[0]
     chex.assert_trees_all_close(probabilities, jnp.array([[0, 2 / 3, 1 / 3], [1, 0, 0], [1 / 3] * 3]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [-1.0, float("nan")])
+def test_smoothing_is_not_negative(smoothing):
+    with pytest.raises(ConfigError, match=f"smoothing must be at least 0, got {smoothing}"):
+        Bigram(jnp.zeros((V, V), jnp.int32), smoothing)

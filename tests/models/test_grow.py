@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ladder import filled, logits_of, preset
 
-from babyjax import Bigram, grow
 from babyjax.errors import ConfigError
-from babyjax.models import make_model
-from babyjax.training.objective import sum_nats
+from babyjax.models.babygpt import BabyGPT
+from babyjax.models.bigram import Bigram
+from babyjax.models.grow import grow
+from babyjax.training.step import sum_nats
 from babyjax.trees import map_named, named_arrays
 
 V = 37
@@ -30,27 +31,28 @@ TALL = {"block_size": 16, "n_embd": 64, "n_layer": 4, "n_head": 4}
 
 
 @pytest.mark.parametrize(
-    ("lower", "upper"),
+    ("lower", "changes", "upper", "upper_changes"),
     [
-        (preset("babygpt"), preset("babygpt-v2-position")),  # the table is 0
-        (preset("babygpt-v2-position"), preset("babygpt-v7-residual")),  # the blocks are silent
-        (preset("babygpt-v3-attention"), preset("babygpt-v4-multihead", n_head=1)),  # one head
-        (preset("babygpt-v4-multihead"), preset("babygpt-v5-feedforward")),  # ReLU where it is the identity
-        (preset("babygpt-v5-feedforward"), preset("babygpt-v6-blocks", n_layer=1)),  # one block
-        (preset("babygpt-v7-residual"), preset("babygpt-v8-projection")),  # projections are the identity
-        (preset("babygpt-v2-position"), preset("babygpt-v8-projection")),
-        (preset("babygpt-v9-layernorm"), preset("babygpt-v10-dropout")),  # dropout has no parameters
-        (preset("babygpt-v10-dropout"), preset("babygpt-v11", **TALL)),  # copies, longer heads, more units, more blocks
-        (preset("babygpt", n_embd=5, bias=False), preset("babygpt", n_embd=15)),
-        (preset("babygpt", n_embd=5), preset("babygpt-v2-position", n_embd=10, block_size=8)),
-        (preset("gpt2", vocab_size=V, **TALL), preset("gpt2", vocab_size=V, **TALL | {"n_layer": 6})),
+        ("babygpt", {}, "babygpt-v2-position", {}),  # the table is 0
+        ("babygpt-v2-position", {}, "babygpt-v7-residual", {}),  # the blocks are silent
+        ("babygpt-v3-attention", {}, "babygpt-v4-multihead", {"n_head": 1}),  # one head
+        ("babygpt-v4-multihead", {}, "babygpt-v5-feedforward", {}),  # ReLU where it is the identity
+        ("babygpt-v5-feedforward", {}, "babygpt-v6-blocks", {"n_layer": 1}),  # one block
+        ("babygpt-v7-residual", {}, "babygpt-v8-projection", {}),  # projections are the identity
+        ("babygpt-v2-position", {}, "babygpt-v8-projection", {}),
+        ("babygpt-v9-layernorm", {}, "babygpt-v10-dropout", {}),  # dropout has no parameters
+        ("babygpt-v10-dropout", {}, "babygpt-v11", TALL),  # copies, longer heads, more units, more blocks
+        ("babygpt", {"n_embd": 5, "bias": False}, "babygpt", {"n_embd": 15}),
+        ("babygpt", {"n_embd": 5}, "babygpt-v2-position", {"n_embd": 10, "block_size": 8}),
+        ("gpt2", TALL | {"vocab_size": V}, "gpt2", TALL | {"vocab_size": V, "n_layer": 6}),
     ],
-    ids=lambda config: f"{config.name}-{config.n_layer}x{config.n_embd}",
+    ids=lambda part: part.removeprefix("babygpt-") if isinstance(part, str) else "",
 )
-def test_a_rung_can_be_the_one_below_and_learns_from_there(lower, upper):
+def test_a_rung_can_be_the_one_below_and_learns_from_there(lower, changes, upper, upper_changes):
+    lower, upper = preset(lower, **changes), preset(upper, **upper_changes)
     small = filled(lower, V)
     large = jax.jit(lambda model: grow(model, upper))(small)
-    chex.assert_trees_all_equal_structs(large, jax.eval_shape(lambda: make_model(upper, V, jax.random.key(0))))
+    chex.assert_trees_all_equal_structs(large, jax.eval_shape(lambda: BabyGPT(upper, V, jax.random.key(0))))
     assert_same_function(small, large)
     # Training reaches all that was added, but for a feed-forward without projection under a residual.
     tokens, gradient_of = jnp.tile(jnp.arange(8), (2, 1)), jax.jit(jax.grad(sum_nats))
@@ -84,40 +86,52 @@ def test_copies_are_told_apart():
 @pytest.mark.parametrize(
     ("lower", "upper", "reason"),
     [
-        (preset("babygpt-v2-position"), "babygpt-v3-attention", "attention mixes in every token it sees"),
+        (preset("babygpt-v2-position"), "babygpt-v3-attention", "mixes in every token it sees"),
         (
             preset("babygpt-v3-attention"),
             "babygpt-v4-multihead",
-            "heads of width 8 score tokens by matrices of that rank",
+            "heads of size 8 only of rank 8",
         ),
-        (preset("babygpt-v5-feedforward"), "babygpt-v6-blocks", "attention mixes in every token it sees"),
-        (preset("babygpt-v6-blocks"), "babygpt-v7-residual", "replaces it only in the limit of large values"),
-        (preset("babygpt-v8-projection"), "babygpt-v9-layernorm", "layer norm takes mean and length"),
-        (preset("babygpt-v9-layernorm"), "gpt-tiny", "gelu is not relu"),
-        (preset("babygpt-v9-layernorm"), preset("babygpt-v9-layernorm", n_embd=48), "48 is no multiple of 32"),
-        (preset("babygpt", n_embd=0), "babygpt", "32 is no multiple of 0"),
+        (preset("babygpt-v5-feedforward"), "babygpt-v6-blocks", "mixes in every token it sees"),
+        (preset("babygpt-v6-blocks"), "babygpt-v7-residual", "only in the limit of large weights"),
+        (preset("babygpt-v8-projection"), "babygpt-v9-layernorm", "layer norm removes mean and length"),
+        (preset("babygpt-v9-layernorm"), "gpt-tiny", "activation is relu, not gelu"),
+        (
+            preset("babygpt-v9-layernorm"),
+            preset("babygpt-v9-layernorm", n_embd=48),
+            "n_embd=48 is not a multiple of 32",
+        ),
+        (preset("babygpt", n_embd=0), "babygpt", "n_embd=32 is not a multiple of 0"),
         (
             preset("babygpt-v9-layernorm"),
             "babygpt-v8-projection",
-            "it would have less, norm False where this one has True",
+            "norm would shrink from True to False",
         ),
-        (preset("babygpt-v9-layernorm"), preset("babygpt-v9-layernorm", n_layer=2), "less, n_layer 2 .* has 3"),
-        (preset("babygpt-v9-layernorm"), preset("babygpt-v9-layernorm", n_head=2), "less, n_head 2 .* has 4"),
-        (preset("babygpt-v7-residual"), preset("babygpt-v7-residual", n_embd=64, n_head=8), "has its fixed place"),
-        (preset("babygpt"), preset("babygpt", vocab_size=50), "room for 50 tokens, this one for 37"),
+        (preset("babygpt-v9-layernorm"), preset("babygpt-v9-layernorm", n_layer=2), "n_layer would shrink from 3 to 2"),
+        (preset("babygpt-v9-layernorm"), preset("babygpt-v9-layernorm", n_head=2), "n_head would shrink from 4 to 2"),
+        (preset("babygpt-v7-residual"), preset("babygpt-v7-residual", n_embd=64, n_head=8), "has a fixed place"),
+        (preset("babygpt"), preset("babygpt", vocab_size=50), "room for 37 tokens, the larger one for 50"),
         (preset("babygpt", bias=False), preset("babygpt", tied=True), "a tied head is the embedding"),
-        (preset("babygpt-v4-multihead"), preset("babygpt-v5-feedforward", activation="gelu"), "identity only of ReLU"),
-        (preset("babygpt-v4-multihead", norm=True), preset("babygpt-v5-feedforward", norm=True), "before v1's head"),
-        (preset("babygpt-v4-multihead", tied=True), preset("babygpt-v5-feedforward", tied=True), "before v1's head"),
+        (preset("babygpt-v4-multihead"), preset("babygpt-v5-feedforward", activation="gelu"), "single block with ReLU"),
+        (
+            preset("babygpt-v4-multihead", norm=True),
+            preset("babygpt-v5-feedforward", norm=True),
+            "before a head with a bias, no norm and no tying",
+        ),
+        (
+            preset("babygpt-v4-multihead", tied=True),
+            preset("babygpt-v5-feedforward", tied=True),
+            "before a head with a bias, no norm and no tying",
+        ),
     ],
 )
-def test_where_there_is_no_such_point_the_reason_is_said(lower, upper, reason):
+def test_the_reason_is_given_if_there_is_no_such_point(lower, upper, reason):
     with pytest.raises(ConfigError, match=reason):
         grow(filled(lower, V), upper)
 
 
 def test_only_networks_grow_and_only_into_networks():
-    with pytest.raises(ConfigError, match="only networks of the ladder grow, not a Bigram"):
+    with pytest.raises(ConfigError, match="only networks of the ladder can grow, not a Bigram"):
         grow(Bigram(jnp.zeros((3, 3), jnp.int32)), "babygpt")
     with pytest.raises(ConfigError, match="model=bigram is not a network"):
         grow(filled(preset("babygpt"), V), "bigram")

@@ -1,0 +1,1 @@
+"""Pair counts, exact fits on them, and the decomposition of a loss."""

@@ -1,0 +1,1 @@
+"""Losses of a model: exact from pair counts, or by sliding windows."""

@@ -1,0 +1,204 @@
+"""Whole-split losses: exact from pair counts for a model of one previous token, by sliding windows for any other.
+
+Losses travel as sums of float64 on the host and are divided once.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from babyjax.checks import check_tokens
+from babyjax.counts.pairs import PairCounts
+from babyjax.data.batches import Split
+from babyjax.errors import ConfigError
+from babyjax.models.base import LanguageModel
+
+# Logits held at once by the exact evaluation; logits and tokens held at once by the sliding windows.
+EXACT_LOGITS, WINDOW_LOGITS, WINDOW_TOKENS = 1 << 22, 1 << 24, 1 << 14
+
+
+class Nats(NamedTuple):
+    """A loss as sums: `nats` over `tokens` predicted tokens, which are `bytes` bytes of UTF-8.
+
+    `variance` is the sampling variance of `nats` under a new draw of the text.
+    """
+
+    nats: float
+    tokens: int
+    bytes: int
+    variance: float
+
+    @property
+    def per_token(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of `per_token`."""
+        return math.sqrt(self.variance) / self.tokens
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits per byte, comparable across tokenizers."""
+        return self.nats / math.log(2) / self.bytes
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity per token."""
+        return math.exp(self.per_token) if self.per_token < 700 else math.inf
+
+
+def _check_vocabulary(model: LanguageModel, vocab_size: int) -> None:
+    if model.vocab_size < vocab_size:
+        raise ConfigError(
+            f"a model of {model.vocab_size:,} tokens cannot be evaluated on a text with a vocabulary of "
+            f"{vocab_size:,}; use the tokenizer it was trained with"
+        )
+
+
+class ExactEvaluator:
+    """Exact losses of a model of one previous token, in one dispatch whose memory `EXACT_LOGITS` bounds.
+
+    The loss summed over a text is sum_ij C_ij loss(i, j): the model is asked once per distinct context, whatever the
+    length of the text, and nothing is sampled.
+    """
+
+    def __init__(self, pairs: PairCounts, byte_lengths: Int[np.ndarray, " V"]):
+        self.pairs, self.byte_lengths = pairs, byte_lengths
+        contexts, context_of_pair = np.unique(pairs.current, return_inverse=True)
+        rows = min(len(contexts), max(1, EXACT_LOGITS // pairs.vocab_size))
+        chunks = -(-len(contexts) // rows)
+        # Pairs are sorted by context, so a chunk of contexts is a slice of them. All slices have the longest length.
+        edges = np.searchsorted(context_of_pair, np.arange(chunks + 1) * rows)
+        self._valid = np.arange(np.diff(edges).max()) < np.diff(edges)[:, None]
+        self._contexts = np.resize(contexts, (chunks, rows))
+        self._row, self._following = (np.zeros(self._valid.shape, np.int32) for _ in range(2))
+        self._row[self._valid] = context_of_pair % rows
+        self._following[self._valid] = pairs.following
+
+    def pair_nats(self, model: LanguageModel) -> Float[np.ndarray, " P"]:
+        """Return -log p(following | current) of every distinct pair, in nats.
+
+        Raises: ConfigError if the model sees more than one token or has too small a vocabulary.
+        """
+        _check_vocabulary(model, self.pairs.vocab_size)
+        if model.context_length != 1:
+            raise ConfigError(
+                f"pair counts give the loss of a model of one previous token; this one sees {model.context_length:,}"
+            )
+        return np.asarray(_pair_nats(model, self._contexts, self._row, self._following))[self._valid]
+
+    def __call__(self, model: LanguageModel) -> dict[str, Nats]:
+        """Return the loss of each split. Raises: ConfigError as `pair_nats` does."""
+        pair_nats, losses = self.pair_nats(model).astype(np.float64), {}
+        for split, counts in self.pairs.counts.items():
+            seen = counts > 0  # a pair that is not in the split may cost infinity
+            count, nats, size = counts[seen], pair_nats[seen], self.byte_lengths[self.pairs.following[seen]]
+            mean = count @ nats / count.sum()
+            variance = float(count @ np.square(nats - mean)) if math.isfinite(mean) else math.inf
+            losses[split] = Nats(float(count @ nats), int(count.sum()), int(count @ size), variance)
+        return losses
+
+
+@jax.jit
+def _pair_nats(
+    model, contexts: Int[Array, "K R"], row: Int[Array, "K P"], following: Int[Array, "K P"]
+) -> Float[Array, "K P"]:
+    def chunk(arguments):
+        contexts, row, following = arguments
+        with jax.default_matmul_precision("highest"):  # the default of a GPU or TPU is less than float32
+            logits = model(contexts[:, None])[:, 0]
+        return (jax.nn.logsumexp(logits, axis=-1)[row] - logits[row, following]).astype(jnp.float32)
+
+    return jax.lax.map(chunk, (contexts, row, following))
+
+
+class ContextEvaluator:
+    """Losses by sliding windows of `block_size` tokens, which start `stride` (default: `block_size`) apart.
+
+    The first window scores all its targets, any other its last `stride`. So every token but the first of a split is
+    scored once and, past the first window, after at least block_size - stride + 1 tokens of context. If `tokens` is
+    given, only about that many of each split are scored, in windows spread evenly over it.
+
+    Raises: ConfigError if `stride` leaves tokens out or `tokens` is not positive.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        byte_lengths: Int[np.ndarray, " V"],
+        block_size: int,
+        stride: int | None = None,
+        tokens: int | None = None,
+    ):
+        self.stride = block_size if stride is None else stride
+        if not 1 <= self.stride <= block_size:
+            raise ConfigError(f"stride={stride} must lie in [1, {block_size}], up to model.block_size")
+        if tokens is not None and tokens < 1:
+            raise ConfigError(f"tokens={tokens} must be at least 1")
+        self.split, self.byte_lengths, self.block_size = split, byte_lengths, block_size
+        self._limit = None if tokens is None else -(-tokens // self.stride)
+
+    def _starts(self, length: int) -> Int[np.ndarray, " K"]:
+        windows = 1 + -(-max(length - 1 - self.block_size, 0) // self.stride)
+        kept = windows if self._limit is None else min(windows, self._limit)
+        return np.linspace(0, windows - 1, kept).round().astype(np.int64) * self.stride
+
+    def _chunks(
+        self, tokens: Int[np.ndarray, " L"], starts: Int[np.ndarray, " K"], rows: int
+    ) -> Iterator[tuple[Int[np.ndarray, "R T"], Int[np.ndarray, "R T"], Bool[np.ndarray, "R T"]]]:
+        """Inputs, targets and which of the targets are scored, `rows` windows at a time."""
+        places = np.arange(self.block_size)
+        for first in range(0, len(starts), rows):
+            start = starts[first : first + rows, None]
+            start = np.append(start, np.full((rows - len(start), 1), len(tokens)), axis=0)  # past the end: not scored
+            scored = (start + places + 1 < len(tokens)) & ((start == 0) | (places >= self.block_size - self.stride))
+            window = tokens[np.minimum(start + np.arange(self.block_size + 1), len(tokens) - 1)].astype(np.int32)
+            check_tokens(window, len(self.byte_lengths))
+            yield window[:, :-1], window[:, 1:], scored
+
+    def __call__(
+        self,
+        model: LanguageModel,
+        splits: Sequence[str] = ("train", "val"),
+        progress: Callable[[str, float], None] = lambda split, fraction: None,
+    ) -> dict[str, Nats]:
+        """Return the loss of each of `splits`; calls `progress(split, fraction)` on the way.
+
+        Raises: ConfigError if the model's vocabulary is too small, TokenError if a token id is out of range.
+        """
+        _check_vocabulary(model, len(self.byte_lengths))
+        rows = max(1, min(WINDOW_LOGITS // (self.block_size * model.vocab_size), WINDOW_TOKENS // self.block_size))
+        losses = {}
+        for name in splits:
+            tokens = getattr(self.split, name)
+            starts = self._starts(len(tokens))
+            sums, counts, size = [], [], 0
+            for inputs, targets, scored in self._chunks(tokens, starts, min(rows, len(starts))):
+                nats = np.asarray(_token_nats(model, inputs, targets), np.float64)
+                sums.append((nats * scored).sum(axis=1))
+                counts.append(scored.sum(axis=1))
+                size += int(self.byte_lengths[targets[scored]].sum())
+                progress(name, min(1.0, sum(map(len, sums)) / len(starts)))
+            losses[name] = _add_windows(np.concatenate(sums), np.concatenate(counts), size)
+        return losses
+
+
+def _add_windows(sums: Float[np.ndarray, " K"], counts: Int[np.ndarray, " K"], size: int) -> Nats:
+    """Windows as independent draws, since neighboring tokens are not (Cochran 1977, on ratio estimates)."""
+    nats, tokens, windows = float(sums.sum()), int(counts.sum()), int((counts > 0).sum())
+    variance = float(np.square(sums - nats / tokens * counts).sum()) * windows / max(windows - 1, 1)
+    return Nats(nats, tokens, size, variance)
+
+
+@jax.jit
+def _token_nats(model, inputs: Int[Array, "R T"], targets: Int[Array, "R T"]) -> Float[Array, "R T"]:
+    with jax.default_matmul_precision("highest"):
+        return optax.softmax_cross_entropy_with_integer_labels(model(inputs), targets)

@@ -1,0 +1,61 @@
+"""The protocol of a language model. Every model of the ladder is a value of it; no caller asks which one it holds.
+
+A model is a Flax NNX module used as an immutable pytree: only plain `jax.jit`, `jax.grad` and `jax.vmap` act on it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+
+class LanguageModel(nnx.Module):
+    """`logits = model(tokens)`: position t holds the logits of token t + 1, given the tokens up to t."""
+
+    vocab_size: int
+    context_length: int  # tokens that can influence a prediction; a model of one previous token has 1
+
+    def __call__(self, tokens: Int[Array, "B T"], *, key: Key[Array, ""] | None = None) -> Float[Array, "B T V"]:
+        """Return float32 logits. A `key` is given in training and ignored by a model without dropout."""
+        raise NotImplementedError
+
+    def decoder(self) -> "Decoder":
+        """Return what reads tokens one after the other."""
+        return Decoder(self)
+
+    def flops(self, length: int) -> int:
+        """Floating-point operations of a forward pass per token of a window of `length`; 0 if it multiplies nothing."""
+        return 0
+
+    @property
+    def halves_overlap(self) -> bool:
+        """Whether two halves of a batch, computed side by side, give the same loss and keep a CPU busier."""
+        return False
+
+
+class Decoder:
+    """Reads a batch of texts token by token, with an explicit cache. This one rereads the window of every row."""
+
+    def __init__(self, model: LanguageModel):
+        self.model = model
+
+    def init_cache(self, batch: int) -> Any:
+        """Return the cache of `batch` empty rows of up to `context_length` tokens."""
+        return jnp.zeros((batch, self.model.context_length), jnp.int32), jnp.zeros(batch, jnp.int32)
+
+    def extend(
+        self, cache: Any, tokens: Int[Array, "B T"], counts: Int[Array, " B"] | None = None
+    ) -> tuple[Float[Array, "B V"], Any]:
+        """Read the next `counts[b]` (default: all) of each row's `tokens`.
+
+        Returns the logits after the last of them, and the new cache. No row may come to hold more than
+        `context_length` tokens, all of `tokens` included.
+        """
+        window, length = cache
+        write = jax.vmap(lambda row, new, start: jax.lax.dynamic_update_slice_in_dim(row, new, start, axis=0))
+        window = write(window, tokens, length)
+        length = length + (tokens.shape[1] if counts is None else counts)
+        logits = self.model(window)
+        return logits[jnp.arange(len(window)), length - 1], (window, length)

@@ -1,0 +1,158 @@
+"""The presets: named combinations of options, one table per group.
+
+A preset names what it starts from, the class of its options or another preset, and what it sets on top. What a preset
+sets may belong to other groups; options on the command line have the last word.
+"""
+
+from typing import Any
+
+from babyjax.config import (
+    AdamWConfig,
+    BabyGPTConfig,
+    BigramConfig,
+    CountsConfig,
+    DataConfig,
+    LionConfig,
+    MuonConfig,
+    Options,
+    SGDConfig,
+    SyntheticConfig,
+    TrainerConfig,
+    unknown,
+)
+
+Preset = tuple[type[Options] | str, dict[str, Any]]
+
+# The ladder. Each rung of v2 to v10 adds one idea to the rung above it in this table.
+MODELS: dict[str, Preset] = {
+    "bigram": (BigramConfig, {"trainer": "counting"}),
+    "babygpt": (BabyGPTConfig, {}),
+    "babygpt-v2-position": ("babygpt", {"model.position": True}),
+    "babygpt-v3-attention": ("babygpt-v2-position", {"model.n_layer": 1}),
+    "babygpt-v4-multihead": ("babygpt-v3-attention", {"model.n_head": 4}),
+    "babygpt-v5-feedforward": ("babygpt-v4-multihead", {"model.feed_forward": 1}),
+    "babygpt-v6-blocks": ("babygpt-v5-feedforward", {"model.n_layer": 3, "model.unroll": 3}),
+    "babygpt-v7-residual": ("babygpt-v6-blocks", {"model.residual": True}),
+    "babygpt-v8-projection": ("babygpt-v7-residual", {"model.projection": True, "model.feed_forward": 4}),
+    "babygpt-v9-layernorm": ("babygpt-v8-projection", {"model.norm": True}),
+    "babygpt-v10-dropout": ("babygpt-v9-layernorm", {"model.dropout": 0.2}),
+    "babygpt-v11": (
+        "babygpt-v10-dropout",
+        {
+            "model.block_size": 256,
+            "model.n_embd": 384,
+            "model.n_head": 6,
+            "model.n_layer": 6,
+            "model.unroll": 6,
+            "optimizer": "adamw-3e-4",
+            "train.batch_size": 64,
+        },
+    ),
+    "babygpt-v12": ("babygpt-v11", {}),
+    # nanoGPT's recipe for a laptop: 2,000 steps of 12 x 64 tokens.
+    "gpt-tiny": (
+        "babygpt-v9-layernorm",
+        {
+            "model.block_size": 64,
+            "model.n_embd": 128,
+            "model.n_head": 4,
+            "model.n_layer": 4,
+            "model.unroll": 4,
+            "model.activation": "gelu",
+            "optimizer": "adamw-cosine",
+            "train.batch_size": 12,
+            "train.steps": 2000,
+            "train.eval_interval": 250,
+        },
+    ),
+    # 124,439,808 parameters (Radford et al. 2019).
+    "gpt2": (
+        "babygpt-v9-layernorm",
+        {
+            "model.block_size": 1024,
+            "model.n_embd": 768,
+            "model.n_head": 12,
+            "model.n_layer": 12,
+            "model.bias": False,
+            "model.tied": True,
+            "model.attention_bias": True,
+            "model.activation": "gelu",
+            "model.initialization": "gpt2",
+            "model.vocab_size": 50257,
+            "model.dtype": "bfloat16",
+            "model.unroll": 1,
+            "optimizer": "adamw-gpt2",
+            "train.batch_size": 12,
+        },
+    ),
+    "gpt2-medium": ("gpt2", {"model.n_embd": 1024, "model.n_head": 16, "model.n_layer": 24}),
+    "gpt2-large": ("gpt2", {"model.n_embd": 1280, "model.n_head": 20, "model.n_layer": 36}),
+    "gpt2-xl": ("gpt2", {"model.n_embd": 1600, "model.n_head": 25, "model.n_layer": 48}),
+}
+
+DATA: dict[str, Preset] = {
+    "pydocs": (DataConfig, {}),
+    "shakespeare": (DataConfig, {}),
+    "synthetic": (SyntheticConfig, {}),
+}
+
+TRAINERS: dict[str, Preset] = {
+    "sgd": (TrainerConfig, {}),
+    "counting": (TrainerConfig, {}),
+    "counts": (CountsConfig, {"train.eval_interval": 1, "checkpoint.seconds": 60.0}),
+}
+
+OPTIMIZERS: dict[str, Preset] = {
+    "adamw": (AdamWConfig, {}),
+    "adamw-3e-4": ("adamw", {"optimizer.learning_rate": 3e-4}),
+    "adamw-cosine": (
+        "adamw",
+        {
+            "optimizer.learning_rate": 2e-3,
+            "optimizer.weight_decay": 0.1,
+            "optimizer.decay": "kernels",
+            "optimizer.schedule": "cosine",
+            "optimizer.warmup_steps": 100,
+            "optimizer.final_fraction": 0.05,
+            "optimizer.clip_norm": 1.0,
+            "optimizer.beta2": 0.99,
+        },
+    ),
+    "adamw-gpt2": (
+        "adamw-cosine",
+        {
+            "optimizer.learning_rate": 6e-4,
+            "optimizer.warmup_steps": 700,
+            "optimizer.final_fraction": 0.1,
+            "optimizer.beta2": 0.95,
+        },
+    ),
+    "lion": (LionConfig, {}),
+    "muon": (MuonConfig, {}),
+    "sgd": (SGDConfig, {}),
+}
+
+# A later group's recipe wins over an earlier one's: trainer=counts evaluates after every step whatever the model.
+PRESETS: dict[str, dict[str, Preset]] = {
+    "data": DATA,
+    "optimizer": OPTIMIZERS,
+    "model": MODELS,
+    "trainer": TRAINERS,
+}
+
+
+def expand(group: str, name: str) -> tuple[type[Options], dict[str, Any]]:
+    """The class of a preset's options, and everything the preset and those below it set, by dotted key."""
+    start, values = PRESETS[group][name]
+    if not isinstance(start, str):
+        return start, values
+    kind, below = expand(group, start)
+    return kind, below | values
+
+
+def preset(name: str) -> Any:
+    """The model config of a preset. Raises: ConfigError if there is none."""
+    if name not in MODELS:
+        raise unknown("model", name, list(MODELS))
+    kind, values = expand("model", name)
+    return kind(**{key.removeprefix("model."): value for key, value in values.items() if key.startswith("model.")})

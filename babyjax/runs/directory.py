@@ -1,0 +1,142 @@
+"""Reading a run directory: everything a run is, in one folder, so that sampling and evaluation need only its path.
+
+run.json (the manifest), config.yaml (the options that were given), tokenizer.json, corpus.txt, metrics.jsonl and
+steps/N. A folder is a run if it has a manifest of ours; no other is ever written to, and only what the manifest lists
+is ever removed.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from babyjax.config import Config
+from babyjax.data.corpus import Corpus, decode_text
+from babyjax.data.tokenizer import Tokenizer, tokenizer_from_json
+from babyjax.errors import CheckpointError, ConfigError, RunError
+from babyjax.files import is_temporary, user_path
+from babyjax.models import make_model
+from babyjax.models.base import LanguageModel
+from babyjax.options import config_from_dict
+from babyjax.runs.arrays import Arrays, fill, read_arrays
+from babyjax.runs.lock import LOCK
+from babyjax.runs.manifest import NAME, Checkpoint, Manifest, digest, read_manifest
+
+STEPS, METRICS = "steps", "metrics.jsonl"
+# What Orbax takes for a pattern: it would look for its own files elsewhere, and a checkpoint could not be read back.
+PATTERN = "[]*?\\"
+
+
+def run_folder(path: str | Path) -> Path:
+    """Return the absolute path of a run directory, which need not exist. Raises: RunError if it cannot be one."""
+    folder = user_path(path, RunError)
+    if odd := sorted(set(PATTERN) & set(str(folder))):
+        raise RunError(f"run_dir={folder} contains {odd[0]!r}, which checkpoints cannot be stored under; rename it")
+    return folder
+
+
+def holds_run(folder: Path) -> bool:
+    """Return whether there is a run in `folder`. Raises: RunError if there is something else."""
+    try:
+        if not folder.exists():
+            return False
+        if not folder.is_dir():
+            raise RunError(f"run_dir={folder} is a file; it must be a folder")
+        names = {item.name for item in folder.iterdir() if not is_temporary(item)} - {LOCK}
+    except OSError as error:
+        raise RunError(f"cannot read the run directory {folder}: {error.strerror}") from None
+    if names and NAME not in names:
+        raise RunError(f"{folder} holds no run but other files ({min(names)}); use another run_dir")
+    return bool(names)
+
+
+def saved_checkpoints(folder: Path, manifest: Manifest) -> dict[int, Checkpoint]:
+    """Return the checkpoints of a run whose folders are there, ascending."""
+    return {each.step: each for each in manifest.checkpoints if (folder / STEPS / str(each.step)).is_dir()}
+
+
+def best_step(checkpoints: dict[int, Checkpoint]) -> int | None:
+    """Return the step of lowest validation loss among those evaluated, None if there is none."""
+    losses = [(each.losses["val"], step) for step, each in checkpoints.items() if "val" in each.losses]
+    return min(losses)[1] if losses else None
+
+
+def choose_step(folder: Path, checkpoints: dict[int, Checkpoint], which: str) -> int:
+    """Return the step meant by "newest", "best" or a number. Raises: RunError if there is no such checkpoint."""
+    if not checkpoints:
+        raise RunError(f"the run in {folder} has no checkpoint yet; train it first")
+    newest = max(checkpoints)
+    named = {"newest": newest, "best": best_step(checkpoints) or newest} | {str(step): step for step in checkpoints}
+    if which not in named:
+        raise RunError(f"there is no checkpoint of step {which[:20]!r}; choose from {', '.join(named)}")
+    return named[which]
+
+
+def load_arrays(folder: Path, checkpoints: dict[int, Checkpoint], step: int) -> Arrays:
+    """Read the arrays of a checkpoint. Raises: CheckpointError, with the remedy, if it was damaged or changed."""
+    path = folder / STEPS / str(step)
+    try:
+        return read_arrays(path, checkpoints[step].arrays_sha256)
+    except CheckpointError as error:
+        earlier = [other for other in checkpoints if other < step]
+        remedy = f"; remove that folder to use step {earlier[-1]:,}" if earlier else ""
+        raise CheckpointError(f"{error}{remedy}") from error
+
+
+def read_own(folder: Path, manifest: Manifest, name: str) -> str:
+    """Read a text of the run. Raises: RunError if it is missing or not the one the run was trained with."""
+    path = folder / name
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from None
+    if digest(data) != manifest.files.get(name):
+        raise RunError(f"{path} was changed: it is not the one the run was trained with")
+    return decode_text(data, str(path)) if data else ""
+
+
+class LoadedRun(NamedTuple):
+    """A trained model and what it needs to be used."""
+
+    folder: Path
+    config: Config
+    tokenizer: Tokenizer
+    model: LanguageModel
+    step: int
+    manifest: Manifest
+
+    def corpus(self) -> Corpus:
+        """Read the text it was trained on. Raises: RunError if it was changed."""
+        return Corpus(self.manifest.corpus.name, read_own(self.folder, self.manifest, "corpus.txt"))
+
+
+def load_run(path: str | Path, step: str | int = "newest") -> LoadedRun:
+    """Load a checkpoint of a run directory: "newest", "best" (lowest validation loss) or a step.
+
+    Raises: RunError if there is none, CheckpointError if it was damaged or changed.
+    """
+    folder = run_folder(path)
+    if not holds_run(folder):
+        raise RunError(f"there is no run in {folder}; train one with run_dir={folder}")
+    while True:
+        manifest = read_manifest(folder)
+        checkpoints = saved_checkpoints(folder, manifest)
+        chosen = choose_step(folder, checkpoints, str(step))
+        try:
+            arrays = load_arrays(folder, checkpoints, chosen)
+            break
+        except CheckpointError:
+            if chosen in saved_checkpoints(folder, read_manifest(folder)):
+                raise  # it was not removed by a process that trains here
+    config = saved_config(folder, manifest)
+    tokenizer = tokenizer_from_json(read_own(folder, manifest, "tokenizer.json"))
+    template = jax.eval_shape(lambda: make_model(config.model, tokenizer.vocab_size, jax.random.key(0)))
+    return LoadedRun(folder, config, tokenizer, fill(arrays, template, "model"), chosen, manifest)
+
+
+def saved_config(folder: Path, manifest: Manifest) -> Config:
+    """Return the config of a run. Raises: RunError if this version cannot read it."""
+    try:
+        return config_from_dict(manifest.config).replace(run_dir=str(folder))
+    except ConfigError as error:
+        raise RunError(f"{folder / NAME} has a configuration this version cannot read: {error}") from None

@@ -1,1 +1,0 @@
-"""The ways to train, as the `train` door runs them."""

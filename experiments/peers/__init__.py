@@ -1,0 +1,1 @@
+"""The same models in PyTorch, for parity and speed. Needs the `bench` extra."""

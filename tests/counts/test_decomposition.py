@@ -1,0 +1,50 @@
+"""The decomposition of a loss: four terms that add up, none of them guessed."""
+
+import numpy as np
+import pytest
+from chains import chain
+from ladder import filled
+
+from babyjax import BabyGPTConfig, ExactEvaluator, PairCounts, Split, decompose, fit_counts
+
+V = 8
+
+
+@pytest.fixture
+def pairs(rng) -> PairCounts:
+    tokens = chain(rng, rng.dirichlet(np.full(V, 0.3), size=V), 2000)
+    return PairCounts.from_split(Split(tokens[:1800], tokens[1800:]), V)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("width", [0, 3, V - 1, 2 * V])
+def test_the_terms_add_up_and_the_best_is_the_best(pairs, width, bias):
+    model = filled(BabyGPTConfig(n_embd=width, bias=bias), V)
+    losses = ExactEvaluator(pairs, np.ones(V, int))(model)
+    terms = decompose(pairs, model, losses)
+    assert terms is not None
+    entropy, approximation, optimization, generalization, _ = terms
+    assert entropy == pytest.approx(pairs.entropy("train"))
+    assert entropy + approximation + optimization == pytest.approx(losses["train"].per_token)
+    assert losses["train"].per_token + generalization == pytest.approx(losses["val"].per_token)
+    assert approximation >= 0
+    assert optimization > 0.1 or (width == 0 and not bias)  # untrained
+    if width >= V - 1:
+        assert approximation == 0
+    else:
+        assert entropy + approximation <= fit_counts(pairs, width, bias=bias).objective + 1e-6
+        most = fit_counts(pairs, width, bias=bias, starts=20).objective
+        assert entropy + approximation >= most - 1e-3
+
+
+def test_a_model_that_is_the_best_is_the_best(pairs):
+    model = fit_counts(pairs, 3, starts=30, seed=100, tolerance=1e-8).model
+    terms = decompose(pairs, model, ExactEvaluator(pairs, np.ones(V, int))(model))
+    assert terms is not None
+    assert 0 <= terms.optimization < 1e-5
+
+
+def test_a_decomposition_that_is_stopped_is_none(pairs):
+    model = filled(BabyGPTConfig(n_embd=3), V)
+    losses = ExactEvaluator(pairs, np.ones(V, int))(model)
+    assert decompose(pairs, model, losses, lambda: True) is None

@@ -1,0 +1,93 @@
+import chex
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from babyjax import CharTokenizer, PairCounts, Split, batch_at, count_matrix, count_windows, split_tokens
+from babyjax.errors import CountError, DataError, TokenError
+
+V = 6
+texts = hnp.arrays(np.int32, st.integers(30, 60), elements=st.integers(0, V - 1))
+
+
+@given(texts)
+def test_pair_counts_are_the_count_matrix_of_each_split(tokens):
+    split = split_tokens(tokens)
+    pairs = PairCounts.from_split(split, V)
+    for name, part in split._asdict().items():
+        matrix = np.zeros((V, V), np.int32)
+        matrix[pairs.current, pairs.following] = pairs.counts[name]
+        expected = np.zeros((V, V), np.int32)
+        np.add.at(expected, (part[:-1], part[1:]), 1)
+        np.testing.assert_array_equal(matrix, expected)
+        np.testing.assert_array_equal(pairs.context_totals(name), matrix.sum(axis=1))
+    assert (pairs.counts["train"] + pairs.counts["val"] > 0).all()
+
+
+def test_an_id_out_of_range_is_an_error():
+    with pytest.raises(TokenError, match="token id 6 is outside"):
+        PairCounts.from_split(Split(np.array([0, 1], np.int32), np.array([0, 6], np.int32)), V)
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_split_without_a_pair_is_an_error(length):
+    with pytest.raises(DataError, match="val split has no pair"):
+        PairCounts.from_split(Split(np.zeros(5, np.int32), np.zeros(length, np.int32)), V)
+
+
+def test_pair_counts_from_count_matrices_are_those_of_the_text(rng):
+    tokens = rng.integers(0, 9, 500).astype(np.int32)
+    split = Split(tokens[:450], tokens[450:])
+    expected = PairCounts.from_split(split, 10)
+    tables = [count_matrix(part, 10) for part in split]
+    for name, part in zip(("train", "val"), tables, strict=True):
+        np.testing.assert_array_equal(np.asarray(part)[expected.current, expected.following], expected.counts[name])
+    chex.assert_trees_all_equal(vars(PairCounts.from_counts(*tables)), vars(expected))
+    with pytest.raises(DataError, match="the val split has no pair"):
+        PairCounts.from_counts(tables[0], jnp.zeros_like(tables[0]))
+
+
+def test_pairs_are_the_same_counted_in_a_table_and_by_sorting(rng, monkeypatch):
+    tokens = rng.integers(0, 9, 500).astype(np.int32)
+    split = Split(tokens[:450], tokens[450:])
+    table = PairCounts.from_split(split, 10)
+    monkeypatch.setattr("babyjax.counts.pairs.DENSE_VOCAB", 0)
+    chex.assert_trees_all_equal(vars(PairCounts.from_split(split, 10)), vars(table))
+
+
+def test_the_baseline_is_the_entropy_on_train_and_the_add_one_bigram_elsewhere(rng):
+    pairs = PairCounts.from_split(split_tokens(rng.integers(0, V, 60).astype(np.int32)), V)
+    assert pairs.baseline("train") == pairs.entropy("train")
+    assert pairs.baseline("val") == pairs.add_k_loss("val", 1.0)
+
+
+def test_songci_figures(songci):
+    tokenizer = CharTokenizer.fit(songci.text)
+    pairs = PairCounts.from_split(split_tokens(tokenizer.encode(songci.text)), tokenizer.vocab_size)
+    assert tokenizer.vocab_size == 6104
+    assert pairs.entropy("train") == pytest.approx(4.1787864, abs=1e-7)
+    assert pairs.add_k_loss("val", 1.0) == pytest.approx(5.9126129, abs=1e-7)
+    assert pairs.add_k_loss("val", 0.01) == pytest.approx(5.1841016, abs=1e-7)
+
+
+def test_counting_windows_counts_the_pairs_of_the_training_batches(rng):
+    tokens = jnp.asarray(rng.integers(0, V, 100), jnp.int32)
+    counts = count_windows(tokens, V, 5, steps=7, batch_size=3, block_size=4)
+    expected = np.zeros((V, V), np.int32)
+    for step in range(7):
+        inputs, targets = batch_at(tokens, 5, step, 3, 4)
+        np.add.at(expected, (np.asarray(inputs), np.asarray(targets)), 1)
+    chex.assert_trees_all_equal(counts, jnp.asarray(expected))
+
+
+def test_counting_windows_checks_its_arguments():
+    tokens = np.zeros(20, np.int32)
+    with pytest.raises(TokenError, match="token id 9"):
+        count_windows(np.array([0, 9] * 10, np.int32), V, 0, steps=1, batch_size=1, block_size=1)
+    with pytest.raises(DataError, match="20 tokens is too short for a block of 20"):
+        count_windows(tokens, V, 0, steps=1, batch_size=1, block_size=20)
+    with pytest.raises(CountError, match="more than an int32 counts"):
+        count_windows(tokens, V, 0, steps=2**20, batch_size=2**8, block_size=2**3)

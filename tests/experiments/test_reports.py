@@ -1,0 +1,57 @@
+"""Experiments on one text: they run at tiny sizes, and what is written is what their records say."""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from babyjax import load_corpus
+from experiments.record import run_experiment
+
+HERE = Path(__file__).parents[2] / "experiments"
+PICTURES = {"ladder": "ladder.svg", "growth": None, "rank_frontier": "frontier.svg"}
+
+
+def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    experiment = import_module(f"experiments.{name}.__main__")
+    run_experiment(HERE / name, experiment.measure, experiment.report)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_what_is_written_is_on_record(name, tmp_path, monkeypatch):
+    run(name, "--report", "--out", str(tmp_path), monkeypatch=monkeypatch)
+    assert (tmp_path / "results.md").read_text(encoding="utf-8") == (HERE / name / "results.md").read_text("utf-8")
+    picture = PICTURES[name]
+    assert picture is None or (tmp_path / picture).read_text(encoding="utf-8").endswith("</svg>\n")
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_it_runs_from_measuring_to_reporting(name, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "text.txt"
+    path.write_text(load_corpus("synthetic", states=4, length=600).text, encoding="utf-8")
+    run(name, str(path), "--quick", "--out", str(tmp_path / "out"), monkeypatch=monkeypatch)
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    recorded = json.loads((HERE / name / "results.json").read_text(encoding="utf-8"))
+    assert set(recorded) <= set(results)
+    assert results["corpus"] == "text"
+    assert results["command"].startswith(f"python -m experiments.{name} text.txt")
+
+
+def test_a_growth_report_counts_seeds():
+    text = import_module("experiments.growth.report").text
+    results = json.loads((HERE / "growth" / "results.json").read_text(encoding="utf-8"))
+    said = text(results)
+    behind = results["pairs"][-1]["runs"]
+    assert [run["grown"][-1] < run["random"][len(run["grown"]) - 1] for run in behind].count(True) == 1
+    assert "with every seed in 5 of 6 pairs" in said
+    assert "n_embd=64 block_size=16: 1 of 3" in said
+
+
+@pytest.mark.parametrize("arguments", [(), ("text.txt", "--report"), ("text.txt", "--quick")])
+def test_contradicting_arguments_are_refused(arguments, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run("ladder", *arguments, monkeypatch=monkeypatch)
+    assert "give a text file, or --report" in capsys.readouterr().err

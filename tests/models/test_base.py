@@ -1,0 +1,93 @@
+"""Every model obeys the protocol, and its decoder computes what the model does."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ladder import RUNGS, filled, logits_of, small
+
+from babyjax.models.base import Decoder, LanguageModel
+from babyjax.models.bigram import Bigram
+
+V, BLOCK = 11, 8
+TOKENS = jax.random.randint(jax.random.key(0), (3, BLOCK), 0, V)
+
+
+def a_model(name: str) -> LanguageModel:
+    if name == "bigram":
+        return Bigram(jax.random.randint(jax.random.key(1), (V, V), 0, 9))
+    return filled(small(name), V)
+
+
+@pytest.fixture(params=["bigram", *RUNGS])
+def model(request):
+    return a_model(request.param)
+
+
+def test_every_model_answers_the_protocol(model):
+    assert isinstance(model, LanguageModel)
+    assert model.vocab_size == V
+    assert 1 <= model.context_length <= BLOCK
+    assert isinstance(model.flops(BLOCK), int)
+    assert isinstance(model.halves_overlap, bool)
+    chex.assert_tree_shape_prefix(jax.eval_shape(lambda: model.decoder().init_cache(3)), (3,))
+    logits = jax.eval_shape(lambda: model(TOKENS, key=jax.random.key(0)))
+    chex.assert_shape(logits, (3, BLOCK, V))
+    chex.assert_type(logits, jnp.float32)
+
+
+def test_no_logit_depends_on_a_token_beyond_the_context(model):
+    length = model.context_length
+    logits = logits_of(model, TOKENS)
+    before = TOKENS.at[:, : BLOCK - length].set(0)
+    chex.assert_trees_all_close(logits_of(model, before)[:, -1], logits[:, -1], atol=2e-6)
+
+
+def each_token(model, make_decoder):
+    """The logits after each token of `TOKENS`, one read after the other."""
+
+    def read(model, tokens):
+        decoder = make_decoder(model)
+        step = lambda cache, column: decoder.extend(cache, column[:, None])[::-1]  # noqa: E731
+        return jax.lax.scan(step, decoder.init_cache(len(tokens)), tokens.T)[1]
+
+    # A model of one previous token reads it into an empty cache.
+    if model.context_length == 1:
+        return jax.jit(lambda model, tokens: jnp.stack([read(model, t[:, None])[0] for t in tokens.T]))(model, TOKENS)
+    return jax.jit(read)(model, TOKENS)
+
+
+def test_both_decoders_give_every_position_the_logits_of_the_whole(model):
+    expected = logits_of(model, TOKENS).swapaxes(0, 1)
+    for make_decoder in (Decoder, lambda model: model.decoder()):
+        np.testing.assert_allclose(each_token(model, make_decoder), expected, atol=1e-5)
+
+
+PIECES = {name: a_model(name) for name in ("babygpt-v2-position", "babygpt-v6-blocks", "gpt2")}
+EXTEND = {
+    "own": jax.jit(lambda model, cache, tokens, counts: model.decoder().extend(cache, tokens, counts)),
+    "default": jax.jit(lambda model, cache, tokens, counts: Decoder(model).extend(cache, tokens, counts)),
+}
+
+
+KINDS = [*((name, "own") for name in PIECES), ("babygpt-v6-blocks", "default")]
+
+
+@given(data=st.data(), kind=st.sampled_from(KINDS))
+def test_texts_read_in_pieces_of_any_lengths_give_the_logits_of_the_whole(data, kind):
+    name, kind = kind
+    model, extend, batch = PIECES[name], EXTEND[kind], 3
+    tokens = np.array(data.draw(st.lists(st.integers(0, V - 1), min_size=batch * BLOCK, max_size=batch * BLOCK)))
+    tokens = tokens.reshape(batch, BLOCK).astype(np.int32)
+    expected, lengths, rows = np.asarray(logits_of(model, tokens)), np.zeros(batch, int), np.arange(batch)
+    cache = (model.decoder() if kind == "own" else Decoder(model)).init_cache(batch)
+    while (room := BLOCK - int(lengths.max())) > 0:
+        width = data.draw(st.sampled_from([width for width in (1, 4, 8) if width <= room]))
+        counts = np.array(data.draw(st.lists(st.integers(1, width), min_size=batch, max_size=batch)), np.int32)
+        places = np.minimum(lengths[:, None] + np.arange(width), BLOCK - 1)
+        logits, cache = extend(model, cache, tokens[rows[:, None], places], counts)
+        lengths = lengths + counts
+        np.testing.assert_allclose(logits, expected[rows, lengths - 1], atol=1e-5)

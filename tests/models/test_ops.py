@@ -1,0 +1,161 @@
+"""Every fast form beside its reference: the same values and the same gradients."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from babyjax.models import ops
+from babyjax.models.layers import dropout
+from babyjax.models.ops import KeyValueCache
+
+
+def values_and_gradients(function):
+    """Compile the value of a function and the gradient of a sum that weighs each of its outputs differently."""
+
+    def total(floats, *rest):
+        y = function(*floats, *rest)
+        return (jnp.cos(jnp.arange(y.size, dtype=jnp.float32)) * y.reshape(-1)).sum(), y
+
+    return jax.jit(jax.grad(total, has_aux=True))
+
+
+def assert_equal(fast, reference, *floats):
+    ours, theirs = (values_and_gradients(function)(floats) for function in (fast, reference))
+    chex.assert_trees_all_close(ours, theirs, atol=2e-5, rtol=2e-5)
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 5, 3), (0, 3)])
+def test_matmul(shape):
+    assert_equal(ops.matmul, ops.matmul_reference, normal(*shape), normal(3, 4, seed=1))
+
+
+def test_matmul_can_return_more_precision_than_it_reads():
+    x, kernel = normal(2, 5, 64).astype(jnp.bfloat16), normal(64, 4, seed=1).astype(jnp.bfloat16)
+    for dtype in (None, "float32"):
+        y, expected = ops.matmul(x, kernel, dtype), ops.matmul_reference(x, kernel, dtype)
+        chex.assert_trees_all_equal_shapes_and_dtypes(y, expected)
+        chex.assert_trees_all_close(y, expected, rtol=1e-2 if dtype is None else 1e-6)
+    assert y.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 3, 6)])
+def test_normalize(shape):
+    assert_equal(ops.normalize, ops.normalize_reference, 3 + 2 * normal(*shape))
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 2, 4), (1, 1, 1, 5)])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_attend(shape, rate):
+    drop = partial(dropout, rate=rate, key=jax.random.key(0)) if rate else None
+    q, k, v = (normal(*shape, seed=seed) for seed in range(3))
+    assert_equal(partial(ops.attend, drop=drop), partial(ops.attend_reference, drop=drop), q, k, v)
+
+
+ATTENTIONS = [
+    jax.jit(ops.attend),
+    jax.jit(ops.attend_reference),
+    jax.jit(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True)),  # what cuDNN computes
+]
+
+
+@given(st.integers(0, 99), st.sampled_from([(1, 1, 5), (8, 2, 4)]))
+def test_attention_is_its_definition(seed, shape):
+    length, count, size = shape
+    q, k, v = np.random.default_rng(seed).normal(size=(3, 2, *shape)).astype(np.float32)
+    expected = np.zeros((2, length, count, size))
+    for row, time, head in np.ndindex(2, length, count):
+        scores = k[row, : time + 1, head] @ q[row, time, head] / np.sqrt(size)
+        weights = np.exp(scores - scores.max())
+        expected[row, time, head] = weights @ v[row, : time + 1, head] / weights.sum()
+    for attend in ATTENTIONS:
+        np.testing.assert_allclose(attend(q, k, v), expected, atol=1e-5)
+
+
+def test_attention_weights_are_dropped_after_they_are_normalized():
+    q, k, v = (normal(1, 4, 2, 3, seed=seed) for seed in range(3))
+    keys = jax.random.split(jax.random.key(1), 4000)
+    outputs = jax.jit(jax.vmap(lambda key: ops.attend(q, k, v, partial(dropout, rate=0.3, key=key))))(keys)
+    np.testing.assert_allclose(outputs.mean(axis=0), ops.attend(q, k, v), atol=0.1)
+    # The first position reads one token: its output is that value over 1 - rate, or 0.
+    first = np.asarray(outputs[:, 0, 0])
+    share = (np.abs(first).max(axis=2) == 0).mean()
+    assert share == pytest.approx(0.3, abs=0.03)
+    kept = first[np.abs(first).max(axis=2) > 0]
+    np.testing.assert_allclose(np.unique(kept.round(4), axis=0), np.unique((v[0, 0] / 0.7).round(4), axis=0), atol=1e-3)
+
+
+@pytest.mark.parametrize("new", [1, 4])
+def test_attend_cached(new):
+    q, k, v = (normal(2, new, 2, 4, seed=seed) for seed in range(3))
+    keys, values = (normal(2, 2, 16, 4, seed=seed) for seed in (3, 4))
+
+    def flat(attend):
+        def call(q, k, v, keys, values, lengths):
+            y, cache = attend(q, k, v, KeyValueCache(keys, values, lengths))
+            return jnp.concatenate([part.reshape(-1) for part in (y, cache.keys, cache.values)])
+
+        return values_and_gradients(call)
+
+    ours, theirs = flat(ops.attend_cached), flat(ops.attend_cached_reference)
+    for lengths in ([0, 3], [4, 7], [11, 8]):
+        arguments = (q, k, v, keys, values), jnp.array(lengths)
+        chex.assert_trees_all_close(ours(*arguments), theirs(*arguments), atol=2e-5, rtol=2e-5)
+
+
+CACHED = jax.jit(ops.attend_cached)
+
+
+@pytest.mark.parametrize("column", [0, 3, 4, 7, 8, 15])
+def test_one_query_reads_the_columns_up_to_its_own_whatever_share_of_the_cache_is_used(column):
+    q, k, v = (normal(1, 16, 2, 4, seed=seed) for seed in range(3))
+    expected = ATTENTIONS[0](q, k, v)[:, column : column + 1]
+    keys, values = (jnp.where(jnp.arange(16)[:, None] < column, part.swapaxes(1, 2), 1e3) for part in (k, v))
+    now = slice(column, column + 1)
+    ours, cache = CACHED(q[:, now], k[:, now], v[:, now], KeyValueCache(keys, values, jnp.array([column])))
+    chex.assert_trees_all_close(ours, expected, atol=1e-5)
+    chex.assert_trees_all_equal(cache.keys[:, :, column], k[:, column])
+
+
+class Device:
+    def __init__(self, platform="gpu", device_kind="NVIDIA A100", compute_capability="8.0"):
+        self.platform, self.device_kind, self.compute_capability = platform, device_kind, compute_capability
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "head_size", "expected"),
+    [
+        (Device(), "bfloat16", 64, "cudnn"),
+        (Device(device_kind="NVIDIA H100", compute_capability="9.0"), "bfloat16", 128, "cudnn"),
+        (Device(), "float32", 64, "xla"),
+        (Device(), "bfloat16", 36, "xla"),
+        (Device(), "bfloat16", 136, "xla"),
+        (Device(), "bfloat16", 0, "xla"),
+        (Device(device_kind="NVIDIA T4", compute_capability="7.5"), "bfloat16", 64, "xla"),
+        (Device(device_kind="AMD MI300", compute_capability="gfx942"), "bfloat16", 64, "xla"),
+        (Device(platform="cpu"), "bfloat16", 64, "xla"),
+        (Device(platform="tpu"), "bfloat16", 64, "xla"),
+    ],
+)
+def test_cudnn_is_chosen_by_the_device_the_dtype_and_the_head_size(monkeypatch, device, dtype, head_size, expected):
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert ops.choose_attention(dtype, head_size) == expected
+
+
+def test_cudnn_is_asked_unless_weights_are_dropped(monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, **options: asked.append(options) or v)
+    q, k, v = (normal(1, 4, 2, 3, seed=seed) for seed in range(3))
+    chex.assert_trees_all_equal(ops.attend(q, k, v, None, "cudnn"), v)
+    assert asked == [{"is_causal": True, "implementation": "cudnn"}]
+    chex.assert_trees_all_close(ops.attend(q, k, v, lambda w: w, "cudnn"), ops.attend_reference(q, k, v), atol=1e-5)
+    assert len(asked) == 1

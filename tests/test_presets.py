@@ -1,0 +1,85 @@
+"""The presets: the ladder as it was published, and the recipes that come with a model."""
+
+import pytest
+
+from babyjax.config import BabyGPTConfig, BigramConfig, LionConfig, Options
+from babyjax.errors import ConfigError
+from babyjax.options import load_config, options_of, presets_of
+from babyjax.presets import PRESETS, expand, preset
+
+# What each of v2 to v10 adds to the rung below, and v11 and v12 to v10.
+ADDED = {
+    "babygpt-v2-position": {"position": True},
+    "babygpt-v3-attention": {"n_layer": 1, "n_head": 1},
+    "babygpt-v4-multihead": {"n_head": 4},
+    "babygpt-v5-feedforward": {"feed_forward": 1},
+    "babygpt-v6-blocks": {"n_layer": 3, "unroll": 3},
+    "babygpt-v7-residual": {"residual": True},
+    "babygpt-v8-projection": {"projection": True, "feed_forward": 4},
+    "babygpt-v9-layernorm": {"norm": True},
+    "babygpt-v10-dropout": {"dropout": 0.2},
+    "babygpt-v11": {"block_size": 256, "n_embd": 384, "n_head": 6, "n_layer": 6, "unroll": 6},
+    "babygpt-v12": {},
+}
+
+
+def test_a_rung_adds_its_idea_to_the_rung_below():
+    assert ["babygpt", *ADDED, "bigram"] == [name for name in presets_of("model") if name.startswith("b")]
+    expected = load_config(["model=babygpt"])
+    for name, ideas in ADDED.items():
+        expected = expected.replace(model=expected.model.replace(**ideas))
+        if name == "babygpt-v11":
+            optimizer = load_config(["optimizer=adamw-3e-4"]).optimizer
+            expected = expected.replace(train=expected.train.replace(batch_size=64), optimizer=optimizer)
+        found = load_config([f"model={name}"])
+        assert found.replace(choices=expected.choices, run_dir=expected.run_dir) == expected
+        assert preset(name) == expected.model
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in PRESETS for name in PRESETS[group]])
+def test_every_preset_can_be_chosen_and_sets_options_that_exist(group, name):
+    config = load_config([f"{group}={name}", *(["model=bigram"] if name == "counting" else [])])
+    assert getattr(config.choices, group) == name
+    kind, values = expand(group, name)
+    assert issubclass(kind, Options)
+    assert isinstance(getattr(config, group), kind)
+    chosen = {key: value for key, value in values.items() if key in PRESETS}
+    assert {key: getattr(config.choices, key) for key in chosen} == chosen
+    found = {key: value for key, value, _ in options_of(config)}
+    assert {key: found[key] for key in values if key not in PRESETS} == {
+        key: value for key, value in values.items() if key not in PRESETS
+    }
+
+
+def test_a_preset_brings_its_recipe_and_the_command_line_has_the_last_word():
+    tiny = load_config(["model=gpt-tiny"])
+    assert isinstance(tiny.model, BabyGPTConfig)
+    assert (tiny.model.block_size, tiny.model.n_embd, tiny.model.n_layer, tiny.model.n_head) == (64, 128, 4, 4)
+    assert (tiny.train.batch_size, tiny.train.steps) == (12, 2000)
+    assert (tiny.optimizer.schedule, tiny.optimizer.learning_rate) == ("cosine", 2e-3)
+    # The learning rate falls to 1e-4.
+    assert tiny.optimizer.final_fraction * tiny.optimizer.learning_rate == pytest.approx(1e-4)
+    other = load_config(["model=gpt-tiny", "optimizer=lion", "train.batch_size=3", "model.n_head=2"])
+    assert isinstance(other.model, BabyGPTConfig)
+    assert isinstance(other.optimizer, LionConfig)
+    assert (other.optimizer.learning_rate, other.optimizer.schedule) == (1e-3, "constant")
+    assert (other.train.batch_size, other.model.n_head, other.model.n_embd) == (3, 2, 128)
+    gpt2 = preset("gpt2-xl")
+    assert (gpt2.n_embd, gpt2.n_layer, gpt2.n_head, gpt2.block_size, gpt2.vocab_size) == (1600, 48, 25, 1024, 50257)
+
+
+@pytest.mark.parametrize("model", ["babygpt", "bigram"])
+def test_the_trainer_of_a_model(model):
+    assert load_config([f"model={model}"]).choices.trainer == {"babygpt": "sgd", "bigram": "counting"}[model]
+    assert preset(model) == {"babygpt": BabyGPTConfig(), "bigram": BigramConfig()}[model]
+
+
+def test_training_on_counts_is_evaluated_after_every_step():
+    config = load_config(["trainer=counts"])
+    assert (config.train.eval_interval, config.checkpoint.seconds) == (1, 60)
+    assert load_config(["trainer=counts", "train.eval_interval=5"]).train.eval_interval == 5
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(ConfigError, match="unknown model 'babygpt-v10'; did you mean babygpt-v10-dropout"):
+        preset("babygpt-v10")
