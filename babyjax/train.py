@@ -7,7 +7,7 @@ from textwrap import fill
 
 import babyjax
 from babyjax.cli import command_line, complain, describe, prepare_jax, run_command, stop_signals
-from babyjax.config import Config
+from babyjax.config import BabyGPTConfig, Config
 from babyjax.errors import DivergenceError, RunError
 from babyjax.options import GROUPS, config_to_dict, load_config, presets_of, steps_are_bound
 
@@ -117,8 +117,10 @@ def _grown(config: Config, task: "babyjax.Task", screen: "babyjax.Screen"):
     smaller = babyjax.load_run(config.train.grow_from or "")
     if smaller.tokenizer != task.tokenizer:
         raise RunError(f"train.grow_from={config.train.grow_from} was trained with another vocabulary")
+    assert isinstance(config.model, BabyGPTConfig), "no other model is trained by gradient steps"
+    larger = config.model
     screen.say(f"grown from {smaller.config.choices.model} in {config.train.grow_from}, step {smaller.step:,}")
-    return lambda key: babyjax.grow(smaller.model, config.model, key)
+    return lambda key: babyjax.grow(smaller.model, larger, key)
 
 
 def _introduce(config: Config, task: "babyjax.Task", screen: "babyjax.Screen") -> None:
@@ -165,6 +167,7 @@ def _decompose(
     received: list[int],
 ) -> None:
     """Say where the loss of a finished run of v1 comes from, and write it to the run."""
+    assert isinstance(model, babyjax.BabyGPT)
     with screen.status("loss decomposition: fitting the best network of this width; Ctrl-C skips it"):
         terms = babyjax.decompose(task.pairs, model, task.evaluate(model), lambda: bool(received))
     if terms is None:

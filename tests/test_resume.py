@@ -151,7 +151,7 @@ def finish(run_dir: Path, steps: int, *options: str) -> str:
 
 @pytest.mark.slow
 def test_killed_at_any_moment(tmp_path, pytestconfig):
-    """SIGKILL at seeded random times, most of them while a checkpoint is being written: there is one every two steps."""
+    """SIGKILL at seeded random times, most of them while one of the many checkpoints is written."""
     kills, clock = pytestconfig.getoption("kills"), random.Random(0)
     options = ("train.eval_interval=7", "checkpoint.interval=2")
     run_dir, highest = tmp_path / "killed", 0

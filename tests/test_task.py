@@ -57,5 +57,5 @@ def test_a_tokenizer_of_bytes_has_256_tokens():
 def test_a_text_that_is_missing_or_has_too_many_tokens_is_refused(tmp_path):
     with pytest.raises(DataError, match="No such file"):
         load_task(load_config([f"data.path={tmp_path / 'nowhere.txt'}"]))
-    with pytest.raises(ConfigError, match="model.vocab_size=4 has no room for the 5 tokens of the text"):
+    with pytest.raises(ConfigError, match=r"model\.vocab_size=4 has no room for the 5 tokens of the text"):
         task_of("model.vocab_size=4")

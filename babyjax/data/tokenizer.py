@@ -71,7 +71,7 @@ class CharTokenizer:
     def vocab_size(self) -> int:
         return len(self.characters)
 
-    @cached_property
+    @property
     def byte_lengths(self) -> Int[np.ndarray, " V"]:
         return np.array([len(c.encode("utf-8", "surrogatepass")) for c in self.characters])
 

@@ -27,7 +27,8 @@ def sample_token(
         logits, tokens = jax.lax.top_k(logits, min(top_k or logits.shape[-1], logits.shape[-1]))  # ties: lowest index
     if top_p is not None:
         probabilities = jax.nn.softmax(logits)
-        logits = jnp.where(jnp.cumsum(probabilities) - probabilities < top_p, logits, -jnp.inf)
+        before = jnp.cumsum(probabilities) - probabilities
+        logits = jnp.where(before < jnp.maximum(top_p, jnp.finfo(jnp.float32).tiny), logits, -jnp.inf)
     if min_p is not None:
         logits = jnp.where(logits >= logits.max() + jnp.log(min_p), logits, -jnp.inf)
     index = jnp.where(temperature > 0, _draw_index(key, logits), jnp.argmax(logits))

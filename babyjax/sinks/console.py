@@ -23,13 +23,13 @@ HEADER = "    step    train      val  above entropy"
 class _Guarded(io.TextIOBase):
     """A stream without its failures: the first one is kept, and nothing more is written."""
 
-    def __init__(self, stream: Any):  # sys.stdout, which can be of many types, or None
-        self._stream, self.failure = stream, None if stream else "it is closed"
-
     encoding = "utf-8"
 
+    def __init__(self, stream: Any):  # sys.stdout, which can be of many types, or None
+        self._stream, self.failure = stream, None if stream and not stream.closed else "it is closed"
+
     def isatty(self) -> bool:
-        return self._stream is not None and self._stream.isatty()
+        return not self.failure and self._stream.isatty()
 
     def write(self, text: str) -> int:
         self._try(lambda: self._stream.write(text))

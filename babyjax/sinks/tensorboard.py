@@ -1,4 +1,4 @@
-"""`log=tensorboard`: scalars for TensorBoard in the run directory, by tensorboardX (`pip install babyjax[tensorboard]`)."""
+"""`log=tensorboard`: scalars in the run directory, written by tensorboardX (`pip install babyjax[tensorboard]`)."""
 
 import math
 import secrets
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event as Record
-from tensorboardX.proto.event_pb2 import SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto.event_pb2 import Event as Record  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from babyjax.files import refuse_link
 from babyjax.training.events import Event

@@ -37,7 +37,10 @@ class Event(NamedTuple):
 class Trainer(Protocol):
     """A way of training. A run continues from any state it yielded, exactly as if it had never stopped."""
 
-    total_steps: int | None  # None if not known before
+    @property
+    def total_steps(self) -> int | None:
+        """The step that training ends with, None if not known before."""
+        ...
 
     def init(self) -> State:
         """Return the state before the first step, also the template for restoring one."""

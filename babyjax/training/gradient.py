@@ -80,7 +80,7 @@ class GradientTrainer:
             return
         clock = time.perf_counter()
         tokens = jax.device_put(self._tokens, replicated(self.mesh))
-        hyper = Hyper(np.int32(train.seed), np.float32(self._optimizer.learning_rate))
+        hyper = Hyper(train.seed, self._optimizer.learning_rate)
         advance = make_advance(
             lambda rate: make_optimizer(self._optimizer, steps, rate),
             train.batch_size,

@@ -49,7 +49,8 @@ def dropout_key(seed: Int[Array, ""] | int, step: Int[Array, ""] | int) -> Key[A
 
 def init_state(model: LanguageModel, optimizer: optax.GradientTransformation) -> State:
     """Return the state before the first step."""
-    return State(jnp.zeros((), jnp.int32), model, optimizer.init(model))
+    parameters: Any = model  # optax's types do not know that a module is a pytree
+    return State(jnp.zeros((), jnp.int32), model, optimizer.init(parameters))
 
 
 def sum_nats(
@@ -101,8 +102,10 @@ def train_step(
             return jax.tree.map(jnp.add, sums, part(*inputs_targets_index)), None
 
         (loss, gradient), _ = jax.lax.scan(add, zero, (*parts, jnp.arange(accumulation)))
-    updates, rest = optimizer.update(gradient, state.rest, state.model)
-    return State(state.step + 1, optax.apply_updates(state.model, updates), rest), loss
+    model: Any = state.model
+    updates, rest = optimizer.update(gradient, state.rest, model)
+    model = optax.apply_updates(model, updates)
+    return State(state.step + 1, model, rest), loss
 
 
 def make_advance(

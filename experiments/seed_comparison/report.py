@@ -126,7 +126,7 @@ def markdown(results: Results) -> str:
         f"Each claim of the seed's comparison, how it was measured here, the result, and the verdict: {tally}.",
         "",
         f"Text: {corpus['characters']:,} characters, V = {corpus['vocab_size']:,}, sha256 `{corpus['sha256']}`, split "
-        f"into 90 % train and 10 % validation. BabyGPT: n_embd {options['n_embd']}, {options['steps']:,} steps of "
+        f"into 90% train and 10% validation. BabyGPT: n_embd {options['n_embd']}, {options['steps']:,} steps of "
         f"{options['batch_size']} x {options['block_size']} tokens, learning rate {options['learning_rate']:g}, one "
         f"seed ({options['seed']}).",
         "",
@@ -152,7 +152,7 @@ h1 {{ font-size: 1.6rem; line-height: 1.2; }} h2 {{ margin-top: 2.5rem; }}
 table {{ border-collapse: collapse; width: 100%; margin: 1rem 0; font-size: 0.9rem; }}
 th, td {{ border-bottom: 1px solid var(--line); padding: 0.4rem 0.6rem; text-align: left; vertical-align: top; }}
 td[style] {{ font-variant-numeric: tabular-nums; }} td code {{ white-space: pre-wrap; }}
-table:has(th:nth-child(4):last-child) {{ table-layout: fixed; }}
+table:has(th:nth-child(3):last-child), table:has(th:nth-child(4):last-child) {{ table-layout: fixed; }}
 p:has(img) {{ display: flex; flex-wrap: wrap; gap: 1rem; }}
 img {{ flex: 1 1 24rem; min-width: 0; max-width: min(46rem, 100%); height: auto; }}
 code {{ font-size: 0.85em; }}

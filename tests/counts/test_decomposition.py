@@ -12,7 +12,7 @@ V = 8
 
 @pytest.fixture
 def pairs(rng) -> PairCounts:
-    tokens = chain(rng, rng.dirichlet(np.full(V, 0.3), size=V), 2000)
+    tokens = chain(rng, rng.dirichlet(np.ones(V), size=V), 2000)
     return PairCounts.from_split(Split(tokens[:1800], tokens[1800:]), V)
 
 

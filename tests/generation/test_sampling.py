@@ -52,7 +52,7 @@ def test_a_row_does_not_depend_on_the_others():
     chex.assert_trees_all_equal(generate(V1, PROMPTS[:1], jax.random.key(0), 50), together[:1])
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_k": 1}])
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-300}])
 def test_temperature_0_and_top_1_are_greedy(options):
     tokens = generate(V1, PROMPTS[2:], jax.random.key(0), 50, **options)[0]
     best = np.asarray(logits_of(V1, jnp.arange(V)[None]))[0].argmax(axis=1)

@@ -2,6 +2,7 @@
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ CORPUS = Corpus("mine", "abcd" * 30)
 TOKENIZER = CharTokenizer.fit(CORPUS.text)
 
 
-def config_of(folder: Path, *arguments: str):
+def config_of(folder: Path, *arguments: str) -> Any:
     """The config of a run of CORPUS. Nothing is saved by itself, and 9 checkpoints are kept."""
     return load_config([f"run_dir={folder}", "data.path=mine.txt", "model.n_embd=3", "checkpoint.keep=9", *arguments])
 

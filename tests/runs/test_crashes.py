@@ -1,5 +1,6 @@
 """A process may die, or the disk refuse, at any file operation: the run continues as if nothing had happened."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -140,11 +141,9 @@ def test_a_run_that_ends_at_any_file_operation_continues(tmp_path, whole, scenar
         folder = tmp_path / str(fail_at)
         if scenario != "new":
             shutil.copytree(tmp_path / "before", folder)
-        try:
+        with contextlib.suppress(Killed if error is Killed else RunError):
             OPERATIONS.run(lambda folder=folder: train(folder, *arguments), fail_at, error)
             ended = True
-        except Killed if error is Killed else RunError:
-            pass
         before = arrays_of(folder) if (folder / NAME).exists() else {}  # every one listed is whole
         assert scenario != "continued" or max(before) >= 2
         train(folder, *arguments)

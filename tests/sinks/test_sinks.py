@@ -1,5 +1,6 @@
 import errno
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from babyjax import Event, find_log, open_sinks
 from babyjax.errors import BabyjaxError, ConfigError
 from babyjax.training.events import State
 
-EVENT = Event(1, State(1, None, ()), np.ones(1), 0.1)
+MODEL: Any = None  # no sink looks at it
+EVENT = Event(1, State(1, MODEL, ()), np.ones(1), 0.1)
 OPTIONS = (
     "data=synthetic",
     "data.length=2000",
@@ -23,13 +25,13 @@ QUICK = (*OPTIONS, "train.steps=20", "train.eval_interval=5")
 class Recorder:
     """A sink that keeps events, and fails at the one numbered `fail_at` or when it is closed."""
 
-    def __init__(self, fail_at=None, error=None, close_error=None):
+    def __init__(self, fail_at: int = 0, error: Exception | None = None, close_error: Exception | None = None):
         self.events, self.closed = [], False
         self.fail_at, self.error, self.close_error = fail_at, error, close_error
 
     def __call__(self, event):
         self.events.append(event)
-        if len(self.events) == self.fail_at:
+        if self.error and len(self.events) == self.fail_at:
             raise self.error
 
     def close(self):
@@ -92,9 +94,9 @@ def test_a_log_that_cannot_be_opened_is_told(tmp_path):
     def refuse(folder, step, config):
         raise RuntimeError("no key,\nno log")
 
-    with pytest.raises(BabyjaxError, match="cannot open log=test: no key, no log"):
-        with open_sinks(Recorder(), refuse, tmp_path, 0, {"log": "test"}):
-            pass
+    opening = open_sinks(Recorder(), refuse, tmp_path, 0, {"log": "test"})
+    with pytest.raises(BabyjaxError, match="cannot open log=test: no key, no log"), opening:
+        pass
 
 
 def test_training_goes_on_without_a_log_that_fails_and_says_so(call, tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ def shown(folder):
 
 def test_scalars_are_those_of_the_events(tmp_path):
     sink = TensorBoardSink(tmp_path, 0, {})
-    state = State(0, None, ())
+    state = State(0, MODEL, ())
     losses = {"train": Nats(6.0, 3, 3, 0.0), "val": Nats(4.0, 4, 4, 0.0)}
     sink(Event(0, state, np.empty(0), 0.0))
     sink(Event(2, state, np.array([3.0, 2.5]), 0.5, losses=losses))

@@ -57,13 +57,14 @@ def test_every_trainer_keeps_the_protocol(name):
     assert isinstance(trainer, Trainer)
     state = trainer.init()
     assert int(state.step) == 0
-    step = 0
+    step, event = 0, None
     for number, event in enumerate(trainer.run(state, (7,))):
         assert (number == 0) == (len(event.train_losses) == 0)
         step += len(event.train_losses)
         assert int(event.state.step) == event.step == step
         assert event.losses is None
         assert bool(event.summary) == event.last
+    assert event is not None
     assert event.last
     assert trainer.total_steps in (None, step)
     assert list(trainer.run(event.state)) == []

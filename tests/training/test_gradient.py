@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +22,9 @@ TOKENS = np.random.default_rng(0).integers(0, V, 500).astype(np.int32)
 
 def trainer(*arguments: str, model: BabyGPTConfig | None = None, tokens=TOKENS) -> GradientTrainer:
     config = load_config(["model.n_embd=3", "model.block_size=5", "train.batch_size=4", *arguments])
-    model = config.model if model is None else model
-    return GradientTrainer(
-        lambda key: make_model(model, V, key), tokens, model.block_size, config.train, config.optimizer
-    )
+    chosen = config.model if model is None else model
+    initialize = partial(make_model, chosen, V)
+    return GradientTrainer(initialize, tokens, chosen.block_size, config.train, config.optimizer)
 
 
 def steps_and_losses(events):

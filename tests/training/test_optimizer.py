@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,10 @@ def norm_of(tree):
 
 def options(*arguments):
     return load_config(list(arguments)).optimizer
+
+
+def network(name) -> Any:  # optax's types do not know that a module is a pytree
+    return filled(small(name), V)
 
 
 def random_gradient(model):
@@ -49,12 +55,13 @@ def test_a_cosine_is_a_cosine():
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_schedule_multiplies_the_rate_whatever_it_is(name):
     """An update at the end is `final_fraction` times that at the peak, for both rates of muon too."""
-    model = filled(small("babygpt-v6-blocks"), V)
+    model = network("babygpt-v6-blocks")
     arguments = (f"optimizer={name}", "optimizer.weight_decay=0")
     whole = make_optimizer(options(*arguments), 10)
     ending = make_optimizer(options(*arguments, "optimizer.schedule=linear", "optimizer.final_fraction=0.25"), 10)
     gradient = random_gradient(model)
     states = whole.init(model), ending.init(model)
+    first = second = None
     for _ in range(11):
         (first, one), (second, other) = (
             optimizer.update(gradient, state, model) for optimizer, state in zip((whole, ending), states, strict=True)
@@ -67,7 +74,7 @@ def test_a_schedule_multiplies_the_rate_whatever_it_is(name):
 @pytest.mark.parametrize("name", ["gpt2", "babygpt-v10-dropout"])
 @pytest.mark.parametrize("decay", ["all", "kernels"])
 def test_parameters_that_do_not_decay_stay_without_a_gradient(name, decay):
-    model = filled(small(name), V)
+    model = network(name)
     optimizer = make_optimizer(options(f"optimizer.decay={decay}", "optimizer.weight_decay=0.5"), 10)
     zero = jax.tree.map(jnp.zeros_like, model)
     updates, _ = optimizer.update(zero, optimizer.init(model), model)
@@ -80,7 +87,7 @@ def test_parameters_that_do_not_decay_stay_without_a_gradient(name, decay):
 
 
 def test_the_gradient_is_clipped_to_its_norm():
-    model = filled(small("babygpt"), V)
+    model = network("babygpt")
     gradient = jax.tree.map(lambda leaf: 100 * jnp.ones_like(leaf), model)
     plain = ("optimizer=sgd", "optimizer.momentum=0", "optimizer.learning_rate=1")
     for clip, norm in ((2.5, 2.5), (1e9, norm_of(gradient))):
@@ -103,10 +110,11 @@ def test_every_optimizer_learns(name):
 
 def test_muon_takes_the_kernels_of_blocks_and_adam_the_rest():
     """A step of Muon is orthogonal, whatever the size of the gradient: its singular values are about equal."""
-    model = filled(small("babygpt-v9-layernorm"), V)
+    model = network("babygpt-v9-layernorm")
     optimizer = make_optimizer(options("optimizer=muon", "optimizer.weight_decay=0"), 10)
     adam = optax.adam(3e-3)
     gradient, state, adam_state = random_gradient(model), optimizer.init(model), adam.init(model)
+    updates = expected = None
     for _ in range(2):
         updates, state = optimizer.update(gradient, state, model)
         expected, adam_state = adam.update(gradient, adam_state, model)

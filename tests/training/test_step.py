@@ -29,7 +29,7 @@ OPTIMIZER = make_optimizer(CONFIG, 5000)
 SGD = make_optimizer(load_config(["optimizer=sgd"]).optimizer, 10)
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, V, 500), jnp.int32)
 ADVANCE = make_advance(lambda rate: make_optimizer(CONFIG, 5000, rate), batch_size=4, block_size=5)
-HYPER = Hyper(np.int32(1), np.float32(1e-2))
+HYPER = Hyper(1, 1e-2)
 
 
 def fresh_state():
@@ -94,7 +94,7 @@ def test_seeds_and_learning_rates_share_one_compilation():
     shared = make_advance(lambda rate: make_optimizer(CONFIG, 5000, rate), batch_size=4, block_size=5)
     losses = {}
     for seed, rate in ((0, 1e-2), (0, 1e-3), (5, 1e-2), (5, 1e-3)):
-        state, losses[seed, rate] = shared(fresh_state(), TOKENS, 10, Hyper(np.int32(seed), np.float32(rate)))
+        state, losses[seed, rate] = shared(fresh_state(), TOKENS, 10, Hyper(seed, rate))
         if (seed, rate) in ((0, 1e-2), (5, 1e-3)):
             expected, expected_losses = own_program(seed, rate)
             chex.assert_trees_all_close(state, expected, rtol=1e-5, atol=1e-6)
@@ -104,7 +104,7 @@ def test_seeds_and_learning_rates_share_one_compilation():
 
 
 def test_runs_of_several_seeds_and_rates_are_a_vmap():
-    hyper = Hyper(np.array([0, 3], np.int32), np.array([1e-2, 1e-3], np.float32))
+    hyper = Hyper(jnp.array([0, 3]), jnp.array([1e-2, 1e-3]))
     states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), fresh_state())
     together, _ = jax.vmap(lambda state, hyper: ADVANCE(state, TOKENS, 5, hyper))(states, hyper)
     for index in range(2):
@@ -140,8 +140,10 @@ def test_accumulated_gradients_give_the_step_of_the_whole_batch(parts):
 
 def test_accumulation_parts_and_steps_drop_differently():
     state = init_state(filled(small("babygpt-v10-dropout", n_layer=1), V), SGD)
-    batch = tuple(jnp.tile(part[:1], (4, 1)) for part in batch_at(TOKENS, 1, 0, 4, 8))
-    step = jax.jit(lambda key, parts: train_step(state, batch, SGD, key, accumulation=parts)[1], static_argnums=1)
+    inputs, targets = (jnp.tile(part[:1], (4, 1)) for part in batch_at(TOKENS, 1, 0, 4, 8))
+    step = jax.jit(
+        lambda key, parts: train_step(state, (inputs, targets), SGD, key, accumulation=parts)[1], static_argnums=1
+    )
     losses = [float(step(dropout_key(0, number), parts)) for number in (0, 1) for parts in (1, 2, 4)]
     assert len(set(losses)) == 6
 

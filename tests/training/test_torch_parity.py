@@ -1,5 +1,7 @@
 """Every rung in PyTorch beside ours: same initialization, batches, logits and losses. Needs the `bench` extra."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,7 @@ def our_losses(model, config, steps, shape):
 def test_logits_and_50_steps_of_adamw_are_pytorchs(name):
     """By the recipe of the rung, except for dropout, which draws otherwise, and at a rate that v6 can bear."""
     recipe = ("optimizer.warmup_steps=5", "optimizer.learning_rate=1e-3")
-    optimizer_config = load_config([f"model={name}", *recipe]).optimizer
+    optimizer_config: Any = load_config([f"model={name}", *recipe]).optimizer
     config = small(name, dropout=0.0)
     model = jax.jit(lambda key: BabyGPT(config, V, key))(jax.random.key(0))
     shape = (4, config.block_size)
@@ -68,7 +70,7 @@ def test_logits_and_50_steps_of_adamw_are_pytorchs(name):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_first_100_losses_of_the_seed_are_pytorchs(bias):
-    config = load_config([f"model.bias={bias}"])
+    config: Any = load_config([f"model.bias={bias}"])
     model = BabyGPT(config.model, V, jax.random.key(0))
     network = torch_gpt.TorchGPT.like(model)
     shape = (config.train.batch_size, config.model.block_size)
