@@ -207,14 +207,17 @@ def _regress(
 
     # Rows are independent, so the gradient of the sum is that of every row, and conjugate gradients run side by side.
     tiny = jnp.finfo(rows.dtype).tiny
-    step, residual = jnp.zeros_like(rows), -gradient
-    direction, square = residual, (residual**2).sum(1)
-    for _ in range(CONJUGATE_GRADIENTS):
+
+    def conjugate_gradient(_, carry):
+        step, residual, direction, square = carry
         curved = hessian(direction) + (damping * weight)[:, None] * direction
         length = (square / jnp.maximum((direction * curved).sum(1), tiny))[:, None]
         step, residual = step + length * direction, residual - length * curved
-        square, previous = (residual**2).sum(1), square
-        direction = residual + (square / jnp.maximum(previous, tiny))[:, None] * direction
+        following = (residual**2).sum(1)
+        return step, residual, residual + (following / jnp.maximum(square, tiny))[:, None] * direction, following
+
+    start = jnp.zeros_like(rows), -gradient, -gradient, (gradient**2).sum(1)
+    step, *_ = jax.lax.fori_loop(0, CONJUGATE_GRADIENTS, conjugate_gradient, start)
 
     # Where the curvature vanishes a step is long or infinite, and its predicted decrease is beyond the precision.
     change = step @ design.T

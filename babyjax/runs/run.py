@@ -21,7 +21,7 @@ import yaml
 from babyjax.config import Config
 from babyjax.data.corpus import Corpus
 from babyjax.data.tokenizer import Tokenizer
-from babyjax.errors import BabyjaxError, CheckpointError, RunError
+from babyjax.errors import CheckpointError, RunError
 from babyjax.files import finite_json, open_appending, refuse_link, remove_temporary, replace_file
 from babyjax.options import arguments_of, config_to_dict, differences
 from babyjax.runs.arrays import UNFINISHED, Arrays, digest_of, fill, host_copy, read_arrays, write_arrays
@@ -271,8 +271,6 @@ class Run:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except BabyjaxError:
-            raise
         except OSError as error:
             raise RunError(f"cannot write in the run directory {self.folder}: {error.strerror or error}") from None
 

@@ -11,7 +11,10 @@ and results_gpu.md. With `--only` or `--quick` the table is only shown, unless `
 import argparse
 import json
 import os
+import signal
+import sys
 from pathlib import Path
+from typing import Any
 
 from babyjax import CharTokenizer, read_corpus
 from experiments.record import provenance, write_json
@@ -23,7 +26,30 @@ HERE = Path(__file__).parent
 PARTS = ("v1", "gpt", "sampling", "counting", "evaluation", "commands", "counts", "runs")
 
 
+def measure(paths: list[str], only: str | None, quick: bool) -> dict[str, Any]:
+    """Measure every figure, or one part, and show each as it is done."""
+    corpora = [read_corpus(path) for path in paths]
+    texts = [
+        Text(str(Path(path).resolve()), CharTokenizer.fit(corpus.text).vocab_size)
+        for path, corpus in zip(paths, corpora, strict=True)
+    ]
+    (machine,) = take_turns([Side(OURS, "machine", {})], 0)
+    load, figures = [os.getloadavg()[0]], []
+    for figure in Plan(texts, machine["gpu"], quick).figures():
+        if only in (None, figure.part):
+            sides = zip(figure.sides, take_turns(figure.sides, figure.rounds), strict=True)
+            figures.append(figure._asdict() | {"sides": [{"label": side.label} | details for side, details in sides]})
+            print("\n".join(report.rows(figures[-1])), flush=True)
+    return provenance("experiments.speed", machine["device"]) | {
+        "gpu": machine["gpu"],
+        "load_average": [*load, os.getloadavg()[0]],
+        "texts": {corpus.name: {"sha256": corpus.sha256, "characters": len(corpus.text)} for corpus in corpora},
+        "figures": figures,
+    }
+
+
 def main() -> None:
+    """Measure and record as the arguments say."""
     parser = argparse.ArgumentParser(prog="python -m experiments.speed")
     parser.add_argument("texts", nargs="*", help="UTF-8 text files")
     parser.add_argument("--only", choices=PARTS, help="measure one part")
@@ -31,37 +57,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder to write to (default: beside the script)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="only write results.md again, from a results.json")
     options = parser.parse_args()
+    if bool(options.texts) == bool(options.report):
+        parser.error("give text files, or --report FILE")
     if options.report:
         results = json.loads(options.report.read_text(encoding="utf-8"))
         report.write(results, options.report.with_suffix(".md"))
         return
-    if not options.texts:
-        parser.error("give at least one text file")
-    texts = []
-    for path in options.texts:
-        corpus = read_corpus(path)
-        texts.append((Text(str(Path(path).resolve()), CharTokenizer.fit(corpus.text).vocab_size), corpus))
-    ((machine,),) = [take_turns([Side(OURS, "machine", {})], 0)]
-    results = provenance("experiments.speed", machine["device"]) | {
-        "texts": {corpus.name: {"sha256": corpus.sha256, "characters": len(corpus.text)} for _, corpus in texts},
-        "load_average": [os.getloadavg()[0]],
-        "figures": [],
-    }
-    for figure in Plan([text for text, _ in texts], machine["gpu"], options.quick).figures():
-        if options.only in (None, figure.part):
-            sides = zip(figure.sides, take_turns(figure.sides, figure.rounds), strict=True)
-            measured = figure._asdict() | {"sides": [{"label": side.label} | details for side, details in sides]}
-            results["figures"].append(measured)
-            print("\n".join(report.rows(measured)), flush=True)
-    results["load_average"].append(os.getloadavg()[0])
+    results = measure(options.texts, options.only, options.quick)
     print(f"\n{report.text(results)}")
     if options.out or not (options.only or options.quick):
-        out = options.out or HERE
-        out.mkdir(parents=True, exist_ok=True)
-        name = "results_gpu.json" if machine["gpu"] else "results.json"
-        write_json(out / name, results)
-        report.write(results, (out / name).with_suffix(".md"))
+        path = (options.out or HERE) / ("results_gpu.json" if results["gpu"] else "results.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, results)
+        report.write(results, path.with_suffix(".md"))
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the workers too
     main()

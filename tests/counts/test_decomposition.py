@@ -2,29 +2,24 @@
 
 import numpy as np
 import pytest
-from chains import chain
+from chains import V, random_pairs
 from ladder import filled
 
-from babyjax import BabyGPTConfig, ExactEvaluator, PairCounts, Split, decompose, fit_counts
+from babyjax import BabyGPTConfig, ExactEvaluator, decompose, fit_counts
 
-V = 8
-
-
-@pytest.fixture
-def pairs(rng) -> PairCounts:
-    tokens = chain(rng, rng.dirichlet(np.ones(V), size=V), 2000)
-    return PairCounts.from_split(Split(tokens[:1800], tokens[1800:]), V)
+PAIRS = random_pairs()
+EVALUATE = ExactEvaluator(PAIRS, np.ones(V, int))
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("width", [0, 3, V - 1, 2 * V])
-def test_the_terms_add_up_and_the_best_is_the_best(pairs, width, bias):
+def test_the_terms_add_up_and_the_best_is_the_best(width, bias):
     model = filled(BabyGPTConfig(n_embd=width, bias=bias), V)
-    losses = ExactEvaluator(pairs, np.ones(V, int))(model)
-    terms = decompose(pairs, model, losses)
+    losses = EVALUATE(model)
+    terms = decompose(PAIRS, model, losses)
     assert terms is not None
     entropy, approximation, optimization, generalization, _ = terms
-    assert entropy == pytest.approx(pairs.entropy("train"))
+    assert entropy == pytest.approx(PAIRS.entropy("train"))
     assert entropy + approximation + optimization == pytest.approx(losses["train"].per_token)
     assert losses["train"].per_token + generalization == pytest.approx(losses["val"].per_token)
     assert approximation >= 0
@@ -32,19 +27,19 @@ def test_the_terms_add_up_and_the_best_is_the_best(pairs, width, bias):
     if width >= V - 1:
         assert approximation == 0
     else:
-        assert entropy + approximation <= fit_counts(pairs, width, bias=bias).objective + 1e-6
-        most = fit_counts(pairs, width, bias=bias, starts=20).objective
+        assert entropy + approximation <= fit_counts(PAIRS, width, bias=bias).objective + 1e-6
+        most = fit_counts(PAIRS, width, bias=bias, starts=20).objective
         assert entropy + approximation >= most - 1e-3
 
 
-def test_a_model_that_is_the_best_is_the_best(pairs):
-    model = fit_counts(pairs, 3, starts=30, seed=100, tolerance=1e-8).model
-    terms = decompose(pairs, model, ExactEvaluator(pairs, np.ones(V, int))(model))
+def test_a_model_that_is_the_best_is_the_best():
+    model = fit_counts(PAIRS, 3, starts=30, seed=100, tolerance=1e-8).model
+    terms = decompose(PAIRS, model, EVALUATE(model))
     assert terms is not None
     assert 0 <= terms.optimization < 1e-5
 
 
-def test_a_decomposition_that_is_stopped_is_none(pairs):
+def test_a_decomposition_that_is_stopped_is_none():
     model = filled(BabyGPTConfig(n_embd=3), V)
-    losses = ExactEvaluator(pairs, np.ones(V, int))(model)
-    assert decompose(pairs, model, losses, lambda: True) is None
+    losses = EVALUATE(model)
+    assert decompose(PAIRS, model, losses, lambda: True) is None

@@ -1,7 +1,9 @@
 """Every figure of the speed experiment can be measured; workers answer, take turns and are stopped while they wait."""
 
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,21 @@ def test_sides_take_turns_and_are_stopped_while_they_wait(counter, monkeypatch):
 def test_a_failing_worker_is_reported(counter):
     with pytest.raises(RuntimeError, match="nonsense"):
         take_turns([Side(counter, "nonsense", {})], 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_measurement_that_is_terminated_leaves_no_worker(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("abc" * 100, encoding="utf-8")
+    command = [sys.executable, "-m", "experiments.speed", str(text), "--quick"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not (started := children.read_text(encoding="utf-8").split()):
+            time.sleep(0.05)
+            assert process.poll() is None
+        process.terminate()
+    assert process.returncode == 1
+    assert not any(Path(f"/proc/{child}").exists() for child in started)
 
 
 def test_a_part_is_recorded_on_request(text, tmp_path, monkeypatch, capsys):

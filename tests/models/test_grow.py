@@ -160,7 +160,8 @@ def test_v3_cannot_be_v2_since_its_attention_depends_on_every_token_it_tells_apa
     model = filled(preset("babygpt-v3-attention"), V, seed)
     first, second = np.moveaxis(np.asarray(logits_of(model, tokens), np.float64), 1, 0)
     x = model.token_embedding.embedding[3] + model.position_embedding.embedding[1]
-    alone = np.asarray(model.lm_head(x @ model.blocks.attention.query_key_value.kernel[0, :, 64:]), np.float64)
+    value = x @ model.blocks.attention.query_key_value.kernel[0, :, 64:]
+    alone = np.asarray(model.head(value[None, None]), np.float64)[0, 0]
     share = ((second - alone) * (first - alone)).sum(axis=1) / np.square(first - alone).sum(axis=1)
     assert ((share > 0) & (share < 1)).all()
     np.testing.assert_allclose(second, alone + share[:, None] * (first - alone), atol=1e-5)

@@ -1,6 +1,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import chex
 import numpy as np
@@ -190,3 +193,35 @@ def test_links_to_the_files_of_a_run_may_be_read(run):
     replace_file(run.parent / "corpus.txt", "other")
     with pytest.raises(RunError, match=r"corpus\.txt was changed"):
         load_run(run).corpus()
+
+
+DAMAGED = """
+import shutil, sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
+from test_arrays import DAMAGES
+from babyjax import load_run
+from babyjax.cli import prepare_jax
+from babyjax.errors import CheckpointError
+
+prepare_jax()
+for damage in DAMAGES[:-1]:
+    run = Path(shutil.copytree(sys.argv[2], f"{sys.argv[2]}-{damage.__name__}"))
+    damage(run / "steps" / "100")
+    try:
+        load_run(run)
+    except CheckpointError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_prints_one_sentence_and_no_tracebacks(run):
+    """Neither those of Orbax's event loop, nor those of TensorStore's threads."""
+    ran = subprocess.run(
+        [sys.executable, "-c", DAMAGED, Path(__file__).parent, run], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    sentences = ran.stdout.splitlines()
+    assert len(sentences) == 5
+    assert all("; remove that folder to use step 40" in sentence for sentence in sentences)

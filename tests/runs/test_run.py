@@ -368,13 +368,13 @@ def test_nothing_is_written_through_a_link_in_a_received_run(run, name, outcome,
     link.symlink_to(victim)
     before = contents(run.parent / "victim") if victim.is_dir() else victim.read_bytes()
     refusal = pytest.raises(BabyjaxError, match=re.escape(f"{link} is a symbolic link"))
-    with refusal if outcome == "refused" else contextlib.nullcontext():
-        with Run.open(config_of(run, option, "checkpoint.keep=1"), CORPUS, TOKENIZER) as opened:
-            opened.restore(state_of(0))
-            opened.begin()
-            opened.record(event_of(6, val=0.1, last=True), evaluated=True)
-            opened.write_decomposition({})
-            opened.wait()
+    opening = Run.open(config_of(run, option, "checkpoint.keep=1"), CORPUS, TOKENIZER)
+    with refusal if outcome == "refused" else contextlib.nullcontext(), opening as opened:
+        opened.restore(state_of(0))
+        opened.begin()
+        opened.record(event_of(6, val=0.1, last=True), evaluated=True)
+        opened.write_decomposition({})
+        opened.wait()
     after = contents(run.parent / "victim") if victim.is_dir() else victim.read_bytes()
     assert after == before
     if outcome == "removed":

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from babyjax import ConsoleSink, Event, Screen
 from babyjax.evaluation.losses import Nats
 from babyjax.training.events import State
+
+MODEL: Any = None
 
 
 def event_of(step, val=None, **fields):

@@ -11,7 +11,7 @@ pytest.importorskip("tensorboardX", reason="tensorboardX is not installed (the t
 from tensorboardX.proto.event_pb2 import Event as Record
 from tensorboardX.proto.event_pb2 import SessionLog
 from tensorboardX.record_writer import masked_crc32c
-from test_sinks import QUICK
+from test_sinks import MODEL, QUICK
 
 from babyjax import Event
 from babyjax.errors import BabyjaxError
