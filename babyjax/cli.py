@@ -126,13 +126,20 @@ def debugging() -> bool:
 
 
 def prepare_jax() -> None:
-    """Keep compiled programs in the user's cache folder, or where JAX was told to, and silence Orbax's logging."""
+    """Start JAX. Compiled programs are kept in the user's cache folder, or where JAX was told to.
+
+    Raises: BabyjaxError if there is no device.
+    """
     import absl.logging
     import jax
 
     if not jax.config.values["jax_compilation_cache_dir"] and (folder := user_cache()):
         jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    try:
+        jax.devices()
+    except RuntimeError as error:  # JAX_PLATFORMS names none, or a driver is missing
+        raise BabyjaxError(f"JAX cannot start: {error}") from error
     if not debugging():
         # The cache is a convenience: a full disk or a folder that is not writable is no concern of the user.
         warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from babyjax.errors import ConfigError
-from babyjax.text import shorten
+from babyjax.text import shown
 
 Some = TypeVar("Some", bound="Options")
 
@@ -54,18 +54,11 @@ class Options(BaseModel):
         return type(self)(**{**dict(self), **changes})
 
 
-def shown(value: Any) -> str:
-    """A value as text, shortened if it is long."""
-    text = value if isinstance(value, str) else "true" if value is True else "false" if value is False else str(value)
-    return shorten(text)
-
-
 def unknown(what: str, given: str, known: list[str]) -> ConfigError:
     """The error for a name that does not exist, with the closest that does."""
     given = shown(given)
     same_name = [key for key in known if key.rpartition(".")[2] == given.rpartition(".")[2]]
-    longer = [key for key in known if key.startswith(given)]
-    close = same_name or difflib.get_close_matches(given, longer or known, n=1)
+    close = same_name or difflib.get_close_matches(given, [key for key in known if key.startswith(given)] or known, n=1)
     siblings = [key for key in known if "." not in key or key.partition(".")[0] == given.partition(".")[0]]
     hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(siblings)}"
     return ConfigError(f"unknown {what} {given!r}; {hint}")
@@ -110,7 +103,7 @@ class ModelConfig(Options):
 
     @property
     def is_v1(self) -> bool:
-        """Whether this is BabyGPT v1, an embedding and a linear head in float32 and nothing else."""
+        """Whether this is BabyGPT v1."""
         return False
 
 
@@ -297,12 +290,10 @@ class Config(Options):
         names, model = self.choices, self.model
         counted = isinstance(model, BigramConfig)
         if counted != (names.trainer == "counting"):
-            right = "model=bigram is trained by trainer=counting" if counted else "trainer=counting is for model=bigram"
-            raise ConfigError(f"model={names.model} trainer={names.trainer}: {right}")
+            rule = "model=bigram is trained by trainer=counting" if counted else "trainer=counting is for model=bigram"
+            raise ConfigError(f"model={names.model} trainer={names.trainer}: {rule}")
         if isinstance(self.trainer, CountsConfig) and not model.is_v1:
-            raise ConfigError(
-                f"model={names.model} trainer=counts: pair counts determine the loss of v1 in float32 only"
-            )
+            raise ConfigError(f"trainer=counts is for v1 in float32; model={names.model} with these options is not")
         if self.train.grow_from and names.trainer != "sgd":
             raise ConfigError(f"train.grow_from= is for trainer=sgd, not trainer={names.trainer}")
         return self

@@ -18,12 +18,12 @@ from babyjax.config import (
     Config,
     Options,
     choices_of,
-    shown,
     unknown,
 )
 from babyjax.errors import ConfigError
 from babyjax.files import read_text, user_path
 from babyjax.presets import PRESETS, expand
+from babyjax.text import shown
 
 GROUPS = tuple(Choices.model_fields)
 # Limits of an options file: it is written by hand.
@@ -121,7 +121,8 @@ def _flat(name: str, node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, s
         if isinstance(value, yaml.SequenceNode):
             raise ConfigError(f"{name}: {shown(prefix + key.value)} is a list, not one value")
         if isinstance(value, yaml.ScalarNode):
-            yield prefix + key.value, value.value
+            null = value.style is None and value.value in ("null", "~")  # not in quotes
+            yield prefix + key.value, "" if null else value.value
         else:
             yield from _flat(name, value, f"{prefix}{key.value}.")
 

@@ -5,6 +5,7 @@ from babyjax.cli import describe, prepare_jax, run_command, show
 from babyjax.config import Options, count, option, size
 from babyjax.errors import ConfigError
 from babyjax.options import read_options
+from babyjax.text import shown
 
 
 class SampleConfig(Options):
@@ -52,7 +53,9 @@ def _sample(config: SampleConfig, run: "babyjax.LoadedRun") -> list[str]:
     prompt = run.tokenizer.encode(config.prompt) if known else np.zeros(1, np.int32)
     stop_tokens = run.tokenizer.encode(config.stop)
     if len(stop_tokens) != len(config.stop):
-        raise ConfigError(f"stop={config.stop} has a character of several {run.tokenizer.name}s; only ASCII can stop")
+        raise ConfigError(
+            f"stop={shown(config.stop)} has a character of several {run.tokenizer.name}s; only ASCII can stop"
+        )
     require_memory(8 * config.num_samples * config.max_new_tokens, "a text of this many tokens")
     cache = jax.eval_shape(lambda: run.model.decoder().init_cache(config.num_samples))
     require_memory(bytes_of(cache), "a cache of this many texts")

@@ -3,8 +3,9 @@
 SHOWN = 60  # characters of a value in an error message
 
 
-def shorten(text: str) -> str:
-    """Return a text with what is past its first characters left out."""
+def shown(value: object) -> str:
+    """Return a value as text, without what is past its first characters."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 

@@ -84,7 +84,7 @@ USAGE_ERRORS = [
     # options that contradict each other
     ("train model=bigram trainer=counts", "model=bigram is trained by trainer=counting"),
     ("train trainer=counting", "trainer=counting is for model=bigram"),
-    ("train model=gpt-tiny trainer=counts", "pair counts determine the loss of v1 in float32 only"),
+    ("train model=gpt-tiny trainer=counts", "trainer=counts is for v1 in float32"),
     ("train model.dropout=0.1", "model.dropout= is for models with blocks"),
     ("train trainer=counts optimizer=lion", "trainer=counts has no optimizer"),
     ("train data=synthetic data.path=fine.txt", "data=synthetic and data.path= cannot both be given"),
@@ -373,15 +373,23 @@ def test_a_full_disk_ends_in_one_sentence_and_earlier_steps_stay(tmp_path):
     assert babyjax.load_run(tmp_path / "here").step == 20
 
 
-TINY, KEY, ZERO = babyjax.BabyGPTConfig(n_embd=3), jax.random.key(0), np.zeros((1, 1), np.int32)
-MODEL = babyjax.BabyGPT(TINY, 5, KEY)
-PAIRS = babyjax.PairCounts.from_split(babyjax.split_tokens(np.arange(100, dtype=np.int32) % 9), 9)
+TINY, ZERO = babyjax.BabyGPTConfig(n_embd=3), np.zeros((1, 1), np.int32)
+
+
+def generate(prompts, count, *options, **more):
+    model = babyjax.BabyGPT(TINY, 5, jax.random.key(0))
+    return babyjax.generate(model, prompts, jax.random.key(0), count, *options, **more)
+
+
+def pairs():
+    return babyjax.PairCounts.from_split(babyjax.split_tokens(np.arange(100, dtype=np.int32) % 9), 9)
 
 
 @pytest.mark.parametrize(
     ("make", "kind"),
     [
         (lambda: babyjax.count_matrix(np.array([0, 9], np.int32), 5), TokenError),
+        (lambda: babyjax.count_matrix(np.array([[0, 1]], np.int32), 5), TokenError),
         (lambda: babyjax.count_chunks([np.array([0, -1], np.int32)], 5), TokenError),
         (lambda: babyjax.Bigram.from_tokens(np.array([7, 0], np.int32), 5), TokenError),
         (lambda: babyjax.Bigram(jnp.zeros((5, 5), jnp.int32), -0.5), ConfigError),
@@ -394,18 +402,18 @@ PAIRS = babyjax.PairCounts.from_split(babyjax.split_tokens(np.arange(100, dtype=
         (lambda: babyjax.load_corpus("synthetic", states=0), DataError),
         (lambda: babyjax.load_corpus("synthetic", seed=-1), DataError),
         (lambda: babyjax.load_corpus("pydocs", states=3), DataError),
-        (lambda: babyjax.generate(MODEL, ZERO + 5, KEY, 3), TokenError),
-        (lambda: babyjax.generate(MODEL, ZERO - 1, KEY, 3), TokenError),
-        (lambda: babyjax.generate(MODEL, [[0.5]], KEY, 3), TokenError),
-        (lambda: babyjax.generate(MODEL, ZERO[:, :0], KEY, 3), TokenError),
-        (lambda: babyjax.generate(MODEL, [], KEY, 3), TokenError),
-        (lambda: babyjax.generate(MODEL, ZERO, KEY, -1), ConfigError),
-        (lambda: babyjax.generate(MODEL, ZERO, KEY, 3, -1.0), ConfigError),
-        (lambda: babyjax.generate(MODEL, ZERO, KEY, 3, 1.0, 0), ConfigError),
-        (lambda: babyjax.generate(MODEL, ZERO, KEY, 3, vocab_size=0), ConfigError),
-        (lambda: babyjax.generate(MODEL, ZERO, KEY, 3, vocab_size=6), ConfigError),
-        (lambda: babyjax.BabyGPT(TINY, 0, KEY), ConfigError),
-        (lambda: babyjax.BabyGPT(TINY.replace(vocab_size=4), 5, KEY), ConfigError),
+        (lambda: generate(ZERO + 5, 3), TokenError),
+        (lambda: generate(ZERO - 1, 3), TokenError),
+        (lambda: generate([[0.5]], 3), TokenError),
+        (lambda: generate(ZERO[:, :0], 3), TokenError),
+        (lambda: generate([], 3), TokenError),
+        (lambda: generate(ZERO, -1), ConfigError),
+        (lambda: generate(ZERO, 3, -1.0), ConfigError),
+        (lambda: generate(ZERO, 3, 1.0, 0), ConfigError),
+        (lambda: generate(ZERO, 3, vocab_size=0), ConfigError),
+        (lambda: generate(ZERO, 3, vocab_size=6), ConfigError),
+        (lambda: babyjax.BabyGPT(TINY, 0, jax.random.key(0)), ConfigError),
+        (lambda: babyjax.BabyGPT(TINY.replace(vocab_size=4), 5, jax.random.key(0)), ConfigError),
         (lambda: TINY.replace(n_layer=1, n_head=0), ConfigError),
         (lambda: TINY.replace(n_layer=1, activation="silu"), ConfigError),
         (lambda: TINY.replace(initialization="xavier"), ConfigError),
@@ -413,9 +421,12 @@ PAIRS = babyjax.PairCounts.from_split(babyjax.split_tokens(np.arange(100, dtype=
         (lambda: babyjax.load_config(["train.accumulation=0"]), ConfigError),
         (lambda: babyjax.make_advance(optax.sgd, 4, 8, accumulation=0), ConfigError),
         (lambda: babyjax.make_advance(optax.sgd, 4, 8, accumulation=3), ConfigError),
-        (lambda: babyjax.ExactEvaluator(PAIRS, np.ones(9, np.int64))(MODEL), ConfigError),
-        (lambda: babyjax.fit_counts(PAIRS, 3, penalty=-1.0), ConfigError),
-        (lambda: babyjax.fit_counts(PAIRS, 3, smoothing=-1.0), ConfigError),
+        (
+            lambda: babyjax.ExactEvaluator(pairs(), np.ones(9, np.int64))(babyjax.BabyGPT(TINY, 5, jax.random.key(0))),
+            ConfigError,
+        ),
+        (lambda: babyjax.fit_counts(pairs(), 3, penalty=-1.0), ConfigError),
+        (lambda: babyjax.fit_counts(pairs(), 3, smoothing=-1.0), ConfigError),
         (lambda: babyjax.load_run("nowhere", 30), RunError),
     ],
 )

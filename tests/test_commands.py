@@ -320,6 +320,12 @@ def test_a_relative_path_in_a_removed_working_directory_gets_one_sentence(call, 
     assert call("sample", f"run_dir={trained}", "max_new_tokens=5")[0] == 0
 
 
+def test_a_device_that_does_not_exist_gets_one_sentence(command):
+    ran = command("train", *BIGRAM, JAX_PLATFORMS="abacus")
+    assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)
+    assert ran.stderr.startswith("error: JAX cannot start: Unable to initialize backend 'abacus'")
+
+
 def test_training_on_counts_is_a_run_like_any_other(call, tmp_path):
     counts = (*SYNTHETIC, "run_dir=here", "trainer=counts", "model.n_embd=2", "trainer.smoothing=0.5")
     status, out, err = call("train", *counts)

@@ -12,9 +12,9 @@ from babyjax.config import (
     TrainConfig,
     choices_of,
     interval_of,
-    shown,
 )
 from babyjax.errors import ConfigError
+from babyjax.text import shown
 
 
 def test_defaults_are_those_of_the_published_script():

@@ -1,13 +1,17 @@
 """Every rung by the commands: train, continue to the bit, evaluate, sample."""
 
+import io
 import json
 import shutil
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 
 import pytest
 from ladder import RUNGS, preset
 
+import babyjax
+from babyjax.runs.manifest import read_manifest
 from babyjax.train import main as train
 
 TEXT = "明月几时有?把酒问青天。不知天上宫阙,今夕是何年。" * 60
@@ -43,7 +47,8 @@ def trained(tmp_path_factory):
     @cache
     def run(name: str, *more: str) -> Path:
         path = folder / "-".join([name, *more])
-        assert train([*options(name), f"data.path={folder / '词.txt'}", f"run_dir={path}", *more]) == 0
+        with redirect_stdout(io.StringIO()):
+            assert train([*options(name), f"data.path={folder / '词.txt'}", f"run_dir={path}", *more]) == 0
         return path
 
     return run
@@ -113,6 +118,15 @@ def test_only_ascii_ends_a_text_of_bytes(call, trained):
     assert call("sample", run, "stop=.", "max_new_tokens=5")[0] == 0
 
 
+def test_a_run_of_a_gpu_is_read_on_a_cpu(tmp_path, trained):
+    """Its attention implementation may not exist here."""
+    run = Path(shutil.copytree(trained("babygpt-v4-multihead"), tmp_path / "run"))
+    manifest = read_manifest(run)
+    manifest.config["model"]["attention"] = "cudnn"
+    manifest.write(run)
+    assert babyjax.load_run(run).model.config.attention == "xla"
+
+
 def test_a_run_grows_from_another(call, tmp_path, text, trained):
     shutil.copytree(trained("babygpt-v7-residual"), tmp_path / "small")
     grow = (*options("babygpt-v8-projection"), "train.grow_from=small")
@@ -128,7 +142,7 @@ def test_a_run_grows_from_another(call, tmp_path, text, trained):
     assert rows_of(tmp_path / "run") == whole
     status, _, err = call("train", *grow, "train.grow_from=other")
     assert status == 1
-    assert "holds another run: train.grow_from is small there, other here" in err
+    assert "holds another run: train.grow_from is ./small there, other here" in err
 
 
 @pytest.mark.parametrize(
@@ -138,9 +152,14 @@ def test_a_run_grows_from_another(call, tmp_path, text, trained):
         (("model=babygpt-v8-projection", "train.grow_from=nowhere"), 1, "there is no run in"),
         (("model=babygpt", "trainer=counts", "train.grow_from=SMALL"), 2, "train.grow_from= is for trainer=sgd"),
         (("model=bigram", "train.grow_from=SMALL"), 2, "train.grow_from= is for trainer=sgd"),
-        (("model=babygpt-v7-residual", "trainer=counts"), 2, "pair counts determine the loss of v1 in float32 only"),
+        (("model=babygpt-v7-residual", "trainer=counts"), 2, "trainer=counts is for v1 in float32"),
         (("model=babygpt-v8-projection", "data.path=other.txt", "train.grow_from=SMALL"), 1, "another vocabulary"),
-        (("model.dtype=bfloat16", "trainer=counts"), 2, "pair counts determine the loss of v1 in float32 only"),
+        (("model.dtype=bfloat16", "trainer=counts"), 2, "trainer=counts is for v1 in float32"),
+        (
+            ("model=babygpt-v3-attention", "model.attention=cudnn"),
+            2,
+            "model.attention=cudnn needs model.dtype=bfloat16",
+        ),
         (("model=gpt2", "model.vocab_size=5"), 2, "model.vocab_size=5 has no room for the 23 tokens"),
         (("model=babygpt-v4-multihead", "model.n_head=5"), 2, "model.n_head=5 does not divide model.n_embd=32"),
         (("model=gpt-tiny", "train.accumulation=5"), 2, "train.accumulation=5 does not divide train.batch_size=12"),

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -121,8 +122,8 @@ WRONG = [
     (["model=bigram", "trainer=counts"], "model=bigram is trained by trainer=counting"),
     (["model=bigram", "trainer=sgd"], "model=bigram is trained by trainer=counting"),
     (["trainer=counting"], "trainer=counting is for model=bigram"),
-    (["model=babygpt-v2-position", "trainer=counts"], "pair counts determine the loss of v1 in float32 only"),
-    (["model.dtype=bfloat16", "trainer=counts"], "pair counts determine the loss of v1 in float32 only"),
+    (["model=babygpt-v2-position", "trainer=counts"], "trainer=counts is for v1 in float32"),
+    (["model.dtype=bfloat16", "trainer=counts"], "trainer=counts is for v1 in float32"),
     (["model=bigram", "train.grow_from=x"], "train.grow_from= is for trainer=sgd, not trainer=counting"),
     (["trainer=counts", "train.grow_from=x"], "train.grow_from= is for trainer=sgd, not trainer=counts"),
     (["trainer=counts", "optimizer=lion"], "optimizer= is for trainer=sgd; trainer=counts has no optimizer"),
@@ -159,6 +160,23 @@ def test_the_command_line_has_the_last_word_over_a_file(tmp_path):
     assert (train.seed, train.steps) == (2, 7)
     assert load_config([f"config={tmp_path / 'my.yaml'}", "config="]) == load_config([])
     assert load_config([f"config={tmp_path / 'my.yaml'}"]).run_dir == "here"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("", None), ("null", None), ("~", None), ("none", "none"), ("'null'", "null"), ('"~"', "~")]
+)
+def test_null_in_a_file_is_an_empty_value_and_a_word_in_quotes_is_a_text(tmp_path, text, value):
+    (tmp_path / "my.yaml").write_text(f"data.path: {text}\n")
+    assert load_config([f"config={tmp_path / 'my.yaml'}"]).data.path == value
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no /dev/fd")
+def test_a_file_may_be_a_pipe():
+    read, write = os.pipe()
+    os.write(write, b"train.steps: 7\n")
+    os.close(write)
+    assert load_config([f"config=/dev/fd/{read}"]).train.steps == 7
+    os.close(read)
 
 
 def test_a_file_below_the_home_directory(tmp_path, monkeypatch):

@@ -123,14 +123,12 @@ class CountsProblem:
         score: Callable[[BabyGPT], float] | None = None,
         given: Factors | None = None,
     ):
-        if n_embd < 0 or not restarts:
-            raise ConfigError(f"nothing to fit: n_embd={n_embd} and {len(restarts)} restarts")
         for restart in restarts:
             if restart.start not in STARTS:
                 raise unknown("start", restart.start, list(STARTS))
             if not (0 <= restart.smoothing < np.inf and 0 <= restart.penalty < np.inf):
                 raise ConfigError(
-                    f"smoothing={restart.smoothing} and penalty={restart.penalty} must be at least 0 and finite"
+                    f"smoothing={restart.smoothing} and penalty={restart.penalty} must be finite and >= 0"
                 )
         self.pairs, self.n_embd, self.bias, self.score, self.given = pairs, n_embd, bias, score, given
         # Row-centered logits have a rank of V - 1 at most; a wider model is padded with zeros.
@@ -141,6 +139,8 @@ class CountsProblem:
         self.tolerance = default if tolerance is None else tolerance
         many = self.second_order and self.width
         self.restarts = [restart for restart in restarts if many or restart.start not in ("random", "near best")]
+        if n_embd < 0 or not self.restarts:
+            raise ConfigError(f"nothing to fit: n_embd={n_embd} and {len(self.restarts)} restarts")
         self.targets = lru_cache(maxsize=1)(partial(Targets.of, pairs))  # by smoothing
 
     def start(self) -> Position:
@@ -195,9 +195,8 @@ class CountsProblem:
         converged = descent.predicted_decrease * caution < self.tolerance and not self._certified(restart)
         stuck = descent.damping >= MAX_DAMPING or count >= MAX_STEPS
         ended = bool(now == restart and (gap < self.tolerance or converged or stuck))
-        note = f"restart {index + 1} from {restart.start}, within {bound(gap)} nats of the optimum at any width"
-        if now != restart:
-            note = f"restart {index + 1} from {restart.start}, smoothing still {now.smoothing:.2g}"
+        annealing = f", smoothing still {now.smoothing:.2g}" if now != restart else ""
+        note = f"restart {index + 1}, {restart.start}: within {bound(gap)} nats of the optimum at any width{annealing}"
         position = position._replace(step=np.array(count, np.int32), descent=descent)
         return FitStep(self._end(position) if ended else position, restart, objective, note, ended)
 
@@ -244,11 +243,12 @@ class CountsProblem:
         """Describe what is known of the best network."""
         restart, fits = self.restarts[int(position.best_restart)], int(position.restart)
         parts = [name for name, used in (("smoothed", restart.smoothing), ("penalized", restart.penalty)) if used]
-        known = f"within {bound(float(position.best_gap))} nats of the least {' and '.join(parts) or 'exact'} loss"
-        chosen = (
-            f"chosen by validation among {fits} fits" if self.score else f"best of {fits} restart{'s' * (fits != 1)}"
-        )
-        return f"{chosen}, {known} at any width"
+        loss, gap = f"{' and '.join(parts) or 'exact'} loss at any width", float(position.best_gap)
+        if self._certified(restart) or gap < self.tolerance:
+            known = f"within {bound(gap)} nats of the global optimum of the {loss}"
+        else:
+            known = f"best of {fits} restart{'s' * (fits != 1)}, within {bound(gap)} nats of the least {loss}"
+        return f"{known}; chosen by validation among {fits} fits" if self.score else known
 
 
 class CountsResult(NamedTuple):

@@ -192,6 +192,8 @@ def _regress(
     *,
     poisson: bool,
 ) -> tuple[Float[Array, "R D"], Float[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
+    """`_update` on the device, for the rows of a chunk."""
+
     def loss(rows, logits):
         """Return the nats of every row, and its log-normalizer."""
         normalizer = jax.nn.logsumexp(logits, axis=1)

@@ -20,7 +20,7 @@ import numpy as np
 
 from babyjax.errors import DataError
 from babyjax.files import replace_file, user_cache
-from babyjax.text import shorten
+from babyjax.text import shown
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -74,8 +74,8 @@ def read_corpus(path: str | os.PathLike[str]) -> Corpus:
                 data += file.read()
     except (OSError, RuntimeError, ValueError) as error:  # no such file, no home directory, no possible name
         reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"cannot read {shorten(str(path))}: {reason}") from None
-    return Corpus(Path(path).stem, decode_text(data, shorten(str(path))))
+        raise DataError(f"cannot read {shown(path)}: {reason}") from None
+    return Corpus(Path(path).stem, decode_text(data, shown(path)))
 
 
 def _pydocs() -> Corpus:

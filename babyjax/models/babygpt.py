@@ -154,8 +154,14 @@ class BabyGPT(LanguageModel):
             raise ConfigError(f"vocab_size must be at least 1, got {vocab_size}")
         if room < vocab_size:
             raise ConfigError(f"model.vocab_size={room} has no room for the {vocab_size} tokens of the text")
-        if config.attention == "auto":
-            config = config.replace(attention=ops.choose_attention(config.dtype, config.n_embd // config.n_head))
+        if config.attention != "xla":
+            possible = ops.choose_attention(config.dtype, config.n_embd // config.n_head)
+            if config.attention == "cudnn" != possible:
+                raise ConfigError(
+                    "model.attention=cudnn needs model.dtype=bfloat16, an NVIDIA GPU from Ampere on, and heads of a "
+                    "width up to 128 that 8 divides; use model.attention=auto"
+                )
+            config = config.replace(attention=possible)
         self.config, self.vocab_size = config, room
         self.context_length = config.block_size if config.position or config.n_layer else 1
 

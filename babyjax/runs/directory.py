@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-from babyjax.config import Config
+from babyjax.config import BabyGPTConfig, Config
 from babyjax.data.corpus import Corpus, decode_text
 from babyjax.data.tokenizer import Tokenizer, tokenizer_from_json
 from babyjax.errors import CheckpointError, ConfigError, RunError
@@ -137,6 +137,9 @@ def load_run(path: str | Path, step: str | int = "newest") -> LoadedRun:
 def saved_config(folder: Path, manifest: Manifest) -> Config:
     """Return the config of a run. Raises: RunError if this version cannot read it."""
     try:
-        return config_from_dict(manifest.config).replace(run_dir=str(folder))
+        config = config_from_dict(manifest.config)
+        if isinstance(config.model, BabyGPTConfig):  # trained on a GPU, perhaps, and used on a CPU
+            config = config.replace(model=config.model.replace(attention="auto"))
+        return config.replace(run_dir=str(folder))
     except ConfigError as error:
         raise RunError(f"{folder / NAME} has a configuration this version cannot read: {error}") from None

@@ -85,6 +85,6 @@ class ExactTrainer:
             lines.append(f"chosen    {self._options.choose}={getattr(best, self._options.choose):g}, by validation")
         if best.smoothing:
             train, val = (self._pairs.add_k_loss(split, best.smoothing) for split in ("train", "val"))
-            bigram = f"a bigram smoothed so has train {train:.4f}, val {val:.4f}"
-            lines.append(f"smoothed  by {best.smoothing:.3g} per count; {bigram}")
+            bigram = f"the bigram smoothed so: train {train:.4f}, val {val:.4f}"
+            lines.append(f"smoothed  by {best.smoothing:.3g} per cell; {bigram}")
         return *lines, f"time      {duration(seconds)} for {steps:,} steps on the counts, compilation included"

@@ -39,7 +39,7 @@ def test_events_are_one_per_step_and_say_what_happened():
     assert len({id(event.state.model) for event in events[ends[0] - 1 :]}) <= 3
     known, smoothed, took = events[-1].summary
     assert known == f"known     {counts._problem.quality(events[-1].state.rest)}"
-    assert smoothed.startswith(f"smoothed  by {1 / V:.3g} per count; a bigram smoothed so has train ")
+    assert smoothed.startswith(f"smoothed  by {1 / V:.3g} per cell; the bigram smoothed so: train ")
     assert took.endswith(f"for {len(events)} steps on the counts, compilation included")
 
 

@@ -96,7 +96,7 @@ def test_the_gradient_is_clipped_to_its_norm():
         assert float(norm_of(updates)) == pytest.approx(float(norm), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [name for name, (base, _) in OPTIMIZERS.items() if not isinstance(base, str)])
 def test_every_optimizer_learns(name):
     config = small("babygpt-v10-dropout", n_layer=1)
     model = jax.jit(lambda key: make_model(config, V, key))(jax.random.key(0))

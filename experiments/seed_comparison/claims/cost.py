@@ -159,7 +159,7 @@ def utilization(r: Results) -> Finding:
     figure = f"BabyGPT {babygpt:.0%} of the product, lookup {lookup:.0%} of the copy"
     if lookup >= babygpt / 2:
         return Finding(
-            figure, LIMIT, of_a_gpu(r, "true of the Python loop only: a lookup is a copy of rows, and as fast")
+            figure, LIMIT, of_a_gpu(r, "true of the Python loop only: a lookup is a copy of rows, and about as fast")
         )
     return Finding(figure, HOLDS, of_a_gpu(r, "as claimed"))
 
