@@ -79,20 +79,25 @@ def test_from_parameters_is_v1_with_these():
     chex.assert_trees_all_equal_structs(without, v1(bias=False))
 
 
-def test_attention_is_decided_at_construction(monkeypatch):
-    shapes = {
-        asked: jax.eval_shape(lambda asked=asked: BabyGPT(small("gpt2", attention=asked), V, jax.random.key(0)))
-        for asked in ("auto", "xla", "cudnn")
-    }
-    assert {asked: model.config.attention for asked, model in shapes.items()} == {
-        "auto": "xla",
-        "xla": "xla",
-        "cudnn": "cudnn",
-    }
-    monkeypatch.setattr("babyjax.models.ops.choose_attention", lambda dtype, size: f"{dtype} {size}")
-    monkeypatch.setattr(BabyGPTConfig, "replace", lambda config, **changes: config.model_copy(update=changes))
-    model = jax.eval_shape(lambda: BabyGPT(small("gpt2", dtype="bfloat16"), V, jax.random.key(0)))
-    assert model.config.attention == model.blocks.attention.config.attention == "bfloat16 8"
+@pytest.mark.parametrize("possible", ["xla", "cudnn"])
+def test_attention_is_decided_at_construction(monkeypatch, possible):
+    asked = []
+    monkeypatch.setattr("babyjax.models.ops.choose_attention", lambda *given: asked.append(given) or possible)
+
+    def decided(attention):
+        config = small("gpt2", attention=attention, dtype="bfloat16")
+        return jax.eval_shape(lambda: BabyGPT(config, V, jax.random.key(0)))
+
+    assert decided("xla").config.attention == "xla"
+    assert not asked
+    model = decided("auto")
+    assert model.config.attention == model.blocks.attention.config.attention == possible
+    assert asked == [("bfloat16", 8)]
+    if possible == "cudnn":
+        assert decided("cudnn").config.attention == "cudnn"
+    else:
+        with pytest.raises(ConfigError, match="model.attention=cudnn needs .*; use model.attention=auto"):
+            decided("cudnn")
 
 
 @pytest.mark.parametrize("vocab_size", [0, -1])
