@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 
 # Most of the time of the tests is compilation, so XLA optimizes less here: the results are the same but for rounding.
-# BABYJAX_DEFAULT_XLA=1 compiles as users do; subprocesses always do.
+# BABYJAX_DEFAULT_XLA=1 compiles as users do; subprocesses always do. Runs that are compared to the byte in one process
+# have the same flags.
 FAST = os.environ.get("BABYJAX_DEFAULT_XLA") != "1"
 FAST_FLAGS = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 

@@ -59,7 +59,6 @@ def lose(run_dir: Path, steps: list[int]) -> None:
         file.write('{"step": 99, "train_')
 
 
-@pytest.mark.default_xla
 @settings(max_examples=6)
 @given(data=st.data())
 def test_stopped_anywhere_with_any_checkpoint_interval(tmp_path_factory, data):
@@ -75,7 +74,6 @@ def test_stopped_anywhere_with_any_checkpoint_interval(tmp_path_factory, data):
     assert (folder / "cut" / "result.json").read_bytes() == (folder / "whole" / "result.json").read_bytes()
 
 
-@pytest.mark.default_xla
 @settings(max_examples=6)
 @given(steps=st.integers(3, 30), interval=st.integers(1, 10), data=st.data())
 def test_lost_checkpoints_are_made_again(tmp_path_factory, steps, interval, data):
@@ -119,7 +117,6 @@ def test_the_results_of_a_run_that_continues_are_replaced(tmp_path, reached):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.default_xla
 def test_a_fit_on_counts_stopped_at_any_step(tmp_path):
     options = ("trainer=counts", "trainer.starts=3", "checkpoint.interval=1", "checkpoint.keep=1000")
     train_to(tmp_path / "whole", 1, *options)

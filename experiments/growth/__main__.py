@@ -55,8 +55,10 @@ class Rung:
     def train(self, steps: int, every: int, smaller: babyjax.LanguageModel | None = None) -> Trained:
         """Train from a random initialization, or from `smaller` grown, and evaluate every `every` steps."""
         task, config = self.task, self.config.replace(train=self.config.train.replace(steps=steps))
+        larger = config.model
+        assert isinstance(larger, babyjax.BabyGPTConfig)
         if smaller is not None:
-            task = dataclasses.replace(task, initialize=lambda key: babyjax.grow(smaller, config.model, key))
+            task = dataclasses.replace(task, initialize=lambda key: babyjax.grow(smaller, larger, key))
         trainer = babyjax.make_trainer(config, task)
         model, at_start, losses, seconds = None, math.nan, [], 0.0
         for event in babyjax.evaluated(trainer.run(trainer.init(), (every,)), self.evaluate, every):

@@ -96,7 +96,7 @@ def test_attention_is_decided_at_construction(monkeypatch, possible):
     if possible == "cudnn":
         assert decided("cudnn").config.attention == "cudnn"
     else:
-        with pytest.raises(ConfigError, match="model.attention=cudnn needs .*; use model.attention=auto"):
+        with pytest.raises(ConfigError, match=r"model\.attention=cudnn needs .*; use model\.attention=auto"):
             decided("cudnn")
 
 
