@@ -40,8 +40,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a run and return what `format=json` prints; `bigram_baseline` is in nats per token.
 
-    `least_context` is the smallest context of a token past the first block of a split. The standard error treats
-    tokens, or windows of a model with a context, as independent draws.
+    `least_context` is the smallest context of a token past the first block of a split. `standard_error` compares
+    contiguous segments of at least 5,000 tokens; it is None if a split has fewer than two.
 
     Raises: ConfigError if the stride does not fit the model, RunError if the run cannot be read.
     """
@@ -102,11 +102,14 @@ def _table(config: EvaluateConfig, result: dict[str, Any]) -> str:
         lines.append(f"context of {result['least_context']:,} to {result['block_size']:,} tokens past the first block")
     lines.append("\nsplit  nats/token  std error  bits/byte  perplexity      tokens  bigram baseline")
     for name, split in result["splits"].items():
+        error = split["standard_error"]
         lines.append(
-            f"{name:5}  {split['nats_per_token']:10.4f}  {split['standard_error']:9.4f}  {split['bits_per_byte']:9.4f}"
+            f"{name:5}  {split['nats_per_token']:10.4f}  {'-' if error is None else f'{error:.4f}':>9}  "
+            f"{split['bits_per_byte']:9.4f}"
             f"  {split['perplexity']:10.2f}  {split['tokens']:10,}  {split['bigram_baseline']:15.4f}"
         )
     lines.append(
+        "\nStandard error: from contiguous segments of at least 5,000 tokens; - where there are fewer than two."
         "\nBigram baseline: on train the entropy of the pairs, a lower bound for models of one previous token;"
         "\non val the loss of the add-one count bigram fitted to train."
     )

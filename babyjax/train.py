@@ -138,7 +138,10 @@ def _conclude(event: "babyjax.Event", config: Config, task: "babyjax.Task", scre
     train, val = losses["train"].per_token, losses["val"].per_token
     screen.say(f"\nfinal     train {train:.4f} ({train - task.entropy:+.4f} to the entropy), val {val:.4f} nats/token")
     if not task.exact:
-        scored = ", ".join(f"{loss.tokens:,} of {name} +-{loss.standard_error:.4f}" for name, loss in losses.items())
+        scored = ", ".join(
+            f"{loss.tokens:,} of {name}" + (f" +-{loss.standard_error:.4f}" if loss.standard_error is not None else "")
+            for name, loss in losses.items()
+        )
         screen.say(f"scored    {scored}; all tokens: {command_line('evaluate', f'run_dir={config.run_dir}')}")
     for line in event.summary:
         screen.say(line)

@@ -1,8 +1,12 @@
 """The rungs of the ladder for the tests: all of their ideas, at a small size."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from babyjax import presets
 from babyjax.config import BabyGPTConfig
@@ -12,6 +16,13 @@ from babyjax.trees import map_named
 LADDER = [name for name in presets.MODELS if name != "bigram"]
 # v12 and the larger gpt2 have no idea that v11 and gpt2 have not.
 RUNGS = [name for name in LADDER if not name.startswith(("gpt2-", "babygpt-v12"))]
+# Between them these have every idea.
+QUICK_RUNGS = ("babygpt", "babygpt-v6-blocks", "babygpt-v10-dropout", "gpt2")
+
+
+def mostly_slow(names: Iterable[str], *quick: str) -> list[Any]:
+    """Test parameters of which only the `quick` ones are part of the README's test command."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 
 def preset(name: str, **changes) -> BabyGPTConfig:

@@ -235,6 +235,7 @@ def test_bad_input_gets_one_sentence_and_changes_nothing(call, monkeypatch, home
     assert {path: data for path, data in contents(home).items() if "checkpoints" not in path.parts} == before
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_fit_is_refused(command, tmp_path):
     (tmp_path / "fine.txt").write_text("abcdefghij" * 50)
     ran = command("train", "data.path=fine.txt", "train.batch_size=2000000000")
@@ -309,6 +310,7 @@ def test_a_corpus_edited_on_both_sides_is_noticed(call, tmp_path):
     assert (code, "the corpus has sha256" in err) == (FAILURE, True)
 
 
+@pytest.mark.slow
 def test_a_terminal_without_unicode_gets_text_all_the_same(call, command, tmp_path):
     (tmp_path / "mine.txt").write_text("明月几时有" * 50, encoding="utf-8")
     assert call("train", "model=bigram", "data.path=mine.txt", "run_dir=诗")[0] == 0

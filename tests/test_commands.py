@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ladder import mostly_slow
 
 from babyjax.errors import RunError
 from babyjax.runs.manifest import read_manifest
@@ -126,6 +127,7 @@ def test_the_synthetic_source_and_bytes(call):
     assert len(call("sample", "run_dir=here", "prompt=任何")[1]) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no /dev/fd")
 def test_a_text_may_come_from_a_pipe(tmp_path):
     (tmp_path / "t.txt").write_text("ab\n" * 100)
@@ -191,7 +193,9 @@ def test_a_run_that_never_reached_a_checkpoint_is_no_obstacle(call, here):
     assert "continuing" not in out
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_is_saved_and_goes_on(call, tmp_path, number, status):
     options = (*TINY, "run_dir=here", "checkpoint.interval=1000000", "overwrite=true")
     with subprocess.Popen(
@@ -218,8 +222,8 @@ def test_a_stopped_run_is_saved_and_goes_on(call, tmp_path, number, status):
 
 
 LOST = [
-    (">&-", "it is closed"),
-    (">/dev/full", "no space left on device"),
+    pytest.param(">&-", "it is closed", marks=pytest.mark.slow),
+    pytest.param(">/dev/full", "no space left on device", marks=pytest.mark.slow),
     ("| (read line; read line)", "broken pipe"),
 ]
 
@@ -237,6 +241,7 @@ def test_losing_the_console_never_loses_training(tmp_path, trained, redirect, re
     assert (tmp_path / "here" / "result.json").is_file()
 
 
+@pytest.mark.slow
 def test_losing_the_terminal_during_training_is_survived(tmp_path):
     """A live bar is drawn by a thread, whose failure must not become a traceback."""
     master, slave = os.openpty()
@@ -272,6 +277,7 @@ def test_a_result_that_cannot_be_written_is_an_error(call, here, monkeypatch, na
     assert (status, err) == (1, "error: cannot write the result: No space left on device\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [
@@ -285,6 +291,7 @@ def test_a_cache_that_cannot_be_written_is_no_concern_of_the_user(command, envir
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_without_a_home_directory_user_name_or_working_directory(tmp_path):
     """An unknown user of a container whose working directory was removed."""
     program = (
@@ -359,7 +366,7 @@ def test_a_penalty_without_a_bias_ends_with_a_certificate(call):
     assert float(bound[1]) <= 1e-6
 
 
-@pytest.mark.parametrize("what", ["smoothing", "penalty"])
+@pytest.mark.parametrize("what", mostly_slow(["smoothing", "penalty"], "smoothing"))
 def test_validation_chooses(call, tmp_path, what):
     options = ("trainer=counts", "model.n_embd=2", "model.bias=false", f"trainer.choose={what}")
     out = call("train", *SYNTHETIC, "run_dir=here", *options)[1]

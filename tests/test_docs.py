@@ -141,6 +141,7 @@ def test_every_module_is_in_the_architecture_and_imports_point_one_way():
         assert {folder, *imported} & {"models", "data"} != {"models", "data"} or folder not in ("models", "data"), path
 
 
+@pytest.mark.slow
 def test_the_library_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "program.py").write_text("\n".join(blocks(text_of("docs/library.md"), "python")), encoding="utf-8")

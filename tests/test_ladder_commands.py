@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from ladder import RUNGS, preset
+from ladder import RUNGS, mostly_slow, preset
 
 import babyjax
 from babyjax.runs.manifest import read_manifest
@@ -58,7 +58,7 @@ def rows_of(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", RUNGS)
+@pytest.mark.parametrize("name", mostly_slow(RUNGS, "babygpt", "babygpt-v6-blocks"))
 def test_a_rung_trains_goes_on_evaluates_and_samples(call, tmp_path, text, name):
     arguments = options(name)
     status, out, err = call("train", *arguments)
@@ -82,7 +82,7 @@ def test_a_rung_trains_goes_on_evaluates_and_samples(call, tmp_path, text, name)
     result = json.loads(out)
     assert (result["model"], result["block_size"], result["stride"]) == (name, 8 if many else 1, 4 if many else 1)
     assert {split: losses["tokens"] for split, losses in result["splits"].items()} == splits
-    assert all(losses["standard_error"] > 0 for losses in result["splits"].values())
+    assert all(losses["standard_error"] is None for losses in result["splits"].values())  # too short to tell
 
     more = ("max_new_tokens=30", "num_samples=2", "top_p=0.9", "min_p=0.01")
     status, out, err = call("sample", RUN, "prompt=明月", *more)
@@ -127,6 +127,7 @@ def test_a_run_of_a_gpu_is_read_on_a_cpu(tmp_path, trained):
     assert babyjax.load_run(run).model.config.attention == "xla"
 
 
+@pytest.mark.slow
 def test_a_run_grows_from_another(call, tmp_path, text, trained):
     shutil.copytree(trained("babygpt-v7-residual"), tmp_path / "small")
     grow = (*options("babygpt-v8-projection"), "train.grow_from=small")

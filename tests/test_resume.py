@@ -74,6 +74,7 @@ def test_stopped_anywhere_with_any_checkpoint_interval(tmp_path_factory, data):
     assert (folder / "cut" / "result.json").read_bytes() == (folder / "whole" / "result.json").read_bytes()
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(steps=st.integers(3, 30), interval=st.integers(1, 10), data=st.data())
 def test_lost_checkpoints_are_made_again(tmp_path_factory, steps, interval, data):

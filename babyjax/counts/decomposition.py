@@ -10,8 +10,6 @@ from babyjax.evaluation.losses import Nats
 from babyjax.models.babygpt import BabyGPT
 
 RESTARTS = 3
-# With a large vocabulary the search ends when a sweep brings less than this, in nats.
-SWEEP_TOLERANCE = 2e-3
 
 
 class Decomposition(NamedTuple):
@@ -42,7 +40,6 @@ def decompose(
     if width < pairs.vocab_size - 1:
         restarts = [Restart("given", 0, 0.0, 0.0), *plan_restarts(RESTARTS, 0, 0.0, 0.0)]
         problem = CountsProblem(pairs, width, restarts, bias=given.bias is not None, given=given)
-        problem.tolerance = problem.tolerance if problem.dense else SWEEP_TOLERANCE
         position = problem.start()
         for step in problem.run(position):
             if stopping():

@@ -115,26 +115,3 @@ def perturbed(factors: Factors, seed: int) -> Factors:
     embedding, head, bias = balance(factors)
     embedding, head = (part + 0.5 * part.std() * random.normal(size=part.shape) for part in (embedding, head))
     return Factors(embedding, head, bias)
-
-
-class Descent(NamedTuple):
-    """Factors on their way down the exact loss, as NumPy arrays.
-
-    `objective` is the loss plus the penalty in nats: that of `factors` after a Newton step, that in the middle of the
-    sweep after a sweep. `predicted_decrease` is what a Newton step predicted, or what the last sweep brought. The
-    dampings are by row of A, by row of B, and for both at once.
-    """
-
-    factors: Factors
-    embedding_damping: Float[np.ndarray, " V"]
-    head_damping: Float[np.ndarray, " V"]
-    damping: Float[np.ndarray, ""]
-    growth: Float[np.ndarray, ""]
-    objective: Float[np.ndarray, ""]
-    predicted_decrease: Float[np.ndarray, ""]
-
-    @classmethod
-    def start(cls, factors: Factors) -> "Descent":
-        """Return the state before the first step."""
-        by_row = np.full(len(factors.embedding), 0.5)
-        return cls(factors, by_row, by_row, np.array(1.0), np.array(2.0), np.array(UNKNOWN), np.array(UNKNOWN))

@@ -1,9 +1,9 @@
 """BabyGPT v1 fitted to the pair counts of its corpus: the exact loss to a tolerance, whatever the length of the corpus.
 
 A fit is a list of restarts, one descent each: from the weighted SVD of the log counts, from random factors, from near
-the best so far. If V x V is small, a restart makes a few alternating sweeps, then Levenberg-Marquardt steps to the
-tolerance; otherwise it makes sweeps only. The position of a fit is a pytree of NumPy arrays: saved and loaded, the fit
-goes on as if it had never stopped.
+the best so far. If V x V is small, a restart begins with L-BFGS and ends with Levenberg-Marquardt steps, to the
+tolerance. With a large vocabulary there is one descent, by Adam and then by L-BFGS. The position of a fit is a pytree
+of NumPy arrays: saved and loaded, the fit goes on as if it had never stopped.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,18 +17,19 @@ from jaxtyping import Float, Int
 from scipy.special import entr, softmax
 
 from babyjax.config import unknown
-from babyjax.counts.factors import UNKNOWN, Descent, Factors, perturbed, random_factors, svd_factors
+from babyjax.counts.descent import ITERATIONS, UPDATES, UPDATES_PER_STEP, Descent, Draws, adam_step, lbfgs_step
+from babyjax.counts.factors import UNKNOWN, Factors, perturbed, random_factors, svd_factors
 from babyjax.counts.newton import MAX_DAMPING, newton_step
+from babyjax.counts.objective import Targets
 from babyjax.counts.pairs import PairCounts
-from babyjax.counts.sweeps import Targets, sweep
 from babyjax.errors import ConfigError, DivergenceError
 from babyjax.models.babygpt import BabyGPT
 
 # Second order on V x V in float64 up to here: cells of the matrix, and of the D x D blocks of one factor.
 DENSE_CELLS, DENSE_BLOCKS = 512**2, 1_000_000
-SWEEPS_BEFORE_NEWTON = 6
-# By method: second order, sweeps in float64, sweeps in float32.
-NEWTON_TOLERANCE, DENSE_SWEEP_TOLERANCE, SWEEP_TOLERANCE = 1e-6, 1e-5, 1e-2
+STEPS_BEFORE_NEWTON = 1
+# By method: second order, L-BFGS with the softmax in float64, in float32.
+NEWTON_TOLERANCE, DENSE_TOLERANCE, LARGE_TOLERANCE = 1e-6, 1e-6, 1e-3
 MAX_STEPS = 1000
 # A step damped by no more than this predicts the decrease of a free one.
 FREE_DAMPING = 1e-3
@@ -135,19 +136,25 @@ class CountsProblem:
         self.width = min(n_embd, max(1, pairs.vocab_size - 1))
         self.dense = pairs.vocab_size**2 <= DENSE_CELLS
         self.second_order = self.dense and pairs.vocab_size * self.width**2 <= DENSE_BLOCKS
-        default = NEWTON_TOLERANCE if self.second_order else DENSE_SWEEP_TOLERANCE if self.dense else SWEEP_TOLERANCE
+        default = NEWTON_TOLERANCE if self.second_order else DENSE_TOLERANCE if self.dense else LARGE_TOLERANCE
         self.tolerance = default if tolerance is None else tolerance
         many = self.second_order and self.width
         self.restarts = [restart for restart in restarts if many or restart.start not in ("random", "near best")]
+        if not self.dense and score is None:
+            del self.restarts[1:]
         if n_embd < 0 or not self.restarts:
             raise ConfigError(f"nothing to fit: n_embd={n_embd} and {len(self.restarts)} restarts")
         self.targets = lru_cache(maxsize=1)(partial(Targets.of, pairs))  # by smoothing
+        self._draws = lru_cache(maxsize=1)(lambda smoothing: Draws(self.targets(smoothing)))
 
     def start(self) -> Position:
         """Return the position before the first step."""
         zero, unknown = np.array(0, np.int32), np.array(UNKNOWN)
         factors = self._initial(self.restarts[0], None)
-        return Position(zero, zero, Descent.start(factors), factors, unknown, zero, unknown)
+        return Position(zero, zero, self._descent(factors), factors, unknown, zero, unknown)
+
+    def _descent(self, factors: Factors) -> Descent:
+        return Descent.start(factors, sampled=not self.dense)
 
     def _initial(self, restart: Restart, last: Factors | None) -> Factors:
         if restart.start == "svd":
@@ -181,11 +188,15 @@ class CountsProblem:
         restart = self.restarts[index]
         now = self._annealed(restart, count)
         targets = self.targets(now.smoothing)
-        sweeps = 0 if restart.penalty or restart.start in ("previous", "given") else SWEEPS_BEFORE_NEWTON
-        if self.second_order and count > sweeps:
+        before = 0 if restart.penalty or restart.start in ("previous", "given") else STEPS_BEFORE_NEWTON
+        sampled = 0 if self.dense else UPDATES // UPDATES_PER_STEP
+        if self.second_order and count > before:
             descent = newton_step(position.descent, *targets.dense, restart.penalty)
+        elif count <= sampled:
+            first = (count - 1) * UPDATES_PER_STEP
+            descent = adam_step(position.descent, targets, self._draws(now.smoothing), restart.penalty, first)
         else:
-            descent = sweep(position.descent, targets, restart.penalty, np.float64 if self.dense else np.float32)
+            descent = lbfgs_step(position.descent, targets, restart.penalty, np.float64 if self.dense else np.float32)
         objective = float(descent.objective)
         if not np.isfinite(objective):
             raise DivergenceError(f"the exact loss became {objective} in step {count} of restart {index + 1}")
@@ -194,9 +205,10 @@ class CountsProblem:
         caution = max(1.0, float(descent.damping) / FREE_DAMPING) if self.second_order else 1.0
         converged = descent.predicted_decrease * caution < self.tolerance and not self._certified(restart)
         stuck = descent.damping >= MAX_DAMPING or count >= MAX_STEPS
-        ended = bool(now == restart and (gap < self.tolerance or converged or stuck))
+        ended = bool(now == restart and count > sampled and (gap < self.tolerance or converged or stuck))
         annealing = f", smoothing still {now.smoothing:.2g}" if now != restart else ""
-        note = f"restart {index + 1}, {restart.start}: within {bound(gap)} nats of the optimum at any width{annealing}"
+        part = f"update {count * UPDATES_PER_STEP:,} of {UPDATES:,}" if count <= sampled else f"restart {index + 1}"
+        note = f"{part}, {restart.start}: within {bound(gap)} nats of the optimum at any width{annealing}"
         position = position._replace(step=np.array(count, np.int32), descent=descent)
         return FitStep(self._end(position) if ended else position, restart, objective, note, ended)
 
@@ -222,7 +234,7 @@ class CountsProblem:
         """Compare the end of a restart with the best so far, and start the next one."""
         index, factors = int(position.restart), position.descent.factors
         restart = self.restarts[index]
-        objective = self.targets(restart.smoothing).loss(factors) + restart.penalty / 2 * float(factors.squares())
+        objective, _ = self.targets(restart.smoothing).loss_and_gradient(factors, restart.penalty)
         descent = position.descent._replace(objective=np.array(objective))
         score = self.score(factors.model(self.n_embd)) if self.score else objective
         if score < position.best_score:
@@ -233,7 +245,7 @@ class CountsProblem:
         if self.done(position):
             return position
         initial = self._initial(self.restarts[index + 1], factors if self.score else position.best)
-        return position._replace(descent=Descent.start(initial))
+        return position._replace(descent=self._descent(initial))
 
     def best(self, position: Position) -> Factors:
         """Return the best factors so far; in the first restart, the current ones."""
@@ -248,6 +260,9 @@ class CountsProblem:
             known = f"within {bound(gap)} nats of the global optimum of the {loss}"
         else:
             known = f"best of {fits} restart{'s' * (fits != 1)}, within {bound(gap)} nats of the least {loss}"
+            if not self.dense:
+                brought = bound(float(position.descent.predicted_decrease))
+                known += f"; the last {ITERATIONS} iterations of L-BFGS brought {brought}"
         return f"{known}; chosen by validation among {fits} fits" if self.score else known
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from babyjax.counts.factors import UNKNOWN, Descent, Factors
-from babyjax.counts.sweeps import enable_x64
+from babyjax.counts.descent import Descent
+from babyjax.counts.factors import UNKNOWN, Factors
+from babyjax.counts.objective import enable_x64
 
 CONJUGATE_GRADIENTS = 50
 # No change of the factors lowers the loss if only a damping as large as this would be accepted.

@@ -1,15 +1,16 @@
 """Pair counts: all that a model of one previous token can know of a corpus."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Integer
+from scipy.sparse import csr_array
 
 from babyjax.checks import check_tokens
-from babyjax.data.batches import Split, batch_at
+from babyjax.data.batches import Split, batch_at, segments_of
 from babyjax.errors import CountError, DataError
 from babyjax.models.bigram import add_pairs
 
@@ -19,11 +20,14 @@ DENSE_VOCAB = 1024
 
 @dataclass(frozen=True)
 class PairCounts:
-    """The distinct pairs (current, following) of a corpus, sorted, and how often each occurs in each split."""
+    """The distinct pairs (current, following) of a corpus, sorted, and how often each occurs in each split.
+
+    `segments` has a row of counts for each contiguous segment of a split, for standard errors.
+    """
 
     current: Int[np.ndarray, " P"]
     following: Int[np.ndarray, " P"]
-    counts: dict[str, Int[np.ndarray, " P"]]
+    segments: dict[str, csr_array]
     vocab_size: int
 
     @classmethod
@@ -32,35 +36,41 @@ class PairCounts:
 
         Raises: TokenError if an id is out of range, DataError if a split has no pair.
         """
-        seen = {}
+        counted = {}
         for name, tokens in split._asdict().items():
             check_tokens(tokens, vocab_size)
             flat = tokens[:-1].astype(np.int64) * vocab_size + tokens[1:]
-            if vocab_size <= DENSE_VOCAB:
-                table = np.bincount(flat, minlength=vocab_size**2)
-                seen[name] = np.flatnonzero(table), table[table > 0]
-            else:
-                seen[name] = np.unique(flat, return_counts=True)
-        return cls._from_flat(seen, vocab_size)
+            segments = np.array_split(flat, segments_of(len(flat)))
+            counted[name] = [_count(segment, vocab_size**2) for segment in segments]
+        return cls._from_counted(counted, vocab_size)
 
     @classmethod
     def from_counts(cls, train: Int[Array, "V V"], val: Int[Array, "V V"]) -> "PairCounts":
         """Convert count matrices, such as those of `count_chunks`. Raises: DataError if one has no pair."""
         tables = {name: np.asarray(table, np.int64).ravel() for name, table in (("train", train), ("val", val))}
-        return cls._from_flat({name: (np.flatnonzero(t), t[t > 0]) for name, t in tables.items()}, len(train))
+        return cls._from_counted({name: [(np.flatnonzero(t), t[t > 0])] for name, t in tables.items()}, len(train))
 
     @classmethod
-    def _from_flat(cls, seen: dict[str, tuple[np.ndarray, np.ndarray]], vocab_size: int) -> "PairCounts":
-        for name, (flat, _) in seen.items():
-            if not len(flat):
+    def _from_counted(cls, counted: dict[str, list[tuple[np.ndarray, np.ndarray]]], vocab_size: int) -> "PairCounts":
+        for name, segments in counted.items():
+            if not len(segments[0][0]):
                 raise DataError(f"the {name} split has no pair of tokens; use a longer text")
         # With `return_counts` NumPy sorts. Without, it hashes and then sorts, which takes 20 times as long.
-        pairs, _ = np.unique(np.concatenate([flat for flat, _ in seen.values()]), return_counts=True)
-        counts = {name: np.zeros(len(pairs), np.int64) for name in seen}
-        for name, (flat, count) in seen.items():
-            counts[name][np.searchsorted(pairs, flat)] = count
+        every = np.concatenate([flat for segments in counted.values() for flat, _ in segments])
+        pairs, _ = np.unique(every, return_counts=True)
+        matrices = {}
+        for name, segments in counted.items():
+            columns = np.searchsorted(pairs, np.concatenate([flat for flat, _ in segments]))
+            ends = np.cumsum([0, *(len(flat) for flat, _ in segments)])
+            count = np.concatenate([count for _, count in segments])
+            matrices[name] = csr_array((count, columns, ends), shape=(len(segments), len(pairs)))
         current, following = np.divmod(pairs, vocab_size)
-        return cls(current.astype(np.int32), following.astype(np.int32), counts, vocab_size)
+        return cls(current.astype(np.int32), following.astype(np.int32), matrices, vocab_size)
+
+    @cached_property
+    def counts(self) -> dict[str, Int[np.ndarray, " P"]]:
+        """How often each pair occurs in each split."""
+        return {name: np.asarray(matrix.sum(axis=0)) for name, matrix in self.segments.items()}
 
     def context_totals(self, split: str) -> Int[np.ndarray, " V"]:
         """Return n_i: how often token i is followed by another."""
@@ -87,6 +97,14 @@ class PairCounts:
         train, which is no bound.
         """
         return self.entropy(split) if split == "train" else self.add_k_loss(split)
+
+
+def _count(flat: Int[np.ndarray, " L"], cells: int) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
+    """Return the distinct cells of a table, sorted, and how often each occurs."""
+    if cells > max(DENSE_VOCAB**2, len(flat)):
+        return np.unique(flat, return_counts=True)
+    table = np.bincount(flat, minlength=cells)
+    return np.flatnonzero(table), table[table > 0]
 
 
 def count_windows(

@@ -10,6 +10,8 @@ from jaxtyping import Array, Int
 from babyjax.errors import DataError
 
 TRAIN_FRACTION = 0.9
+# Losses of neighboring tokens are alike, so standard errors compare segments of this many tokens or more.
+SEGMENT_TOKENS, MAX_SEGMENTS = 5000, 200
 
 
 class Split(NamedTuple):
@@ -36,6 +38,11 @@ def split_tokens(tokens: Int[np.ndarray, " N"], block_size: int = 1) -> Split:
             f"the corpus has {len(tokens):,} tokens: too short to keep 10 % for validation; use a longer text"
         )
     return split
+
+
+def segments_of(tokens: int) -> int:
+    """Return the number of contiguous segments that the standard error of a loss over `tokens` tokens compares."""
+    return max(1, min(tokens // SEGMENT_TOKENS, MAX_SEGMENTS))
 
 
 def batch_at(

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from babyjax.checks import check_tokens
 from babyjax.counts.pairs import PairCounts
-from babyjax.data.batches import Split
+from babyjax.data.batches import Split, segments_of
 from babyjax.errors import ConfigError
 from babyjax.models.base import LanguageModel
 
@@ -26,23 +26,30 @@ EXACT_LOGITS, WINDOW_LOGITS, WINDOW_TOKENS = 1 << 22, 1 << 24, 1 << 14
 class Nats(NamedTuple):
     """A loss as sums: `nats` over `tokens` predicted tokens, which are `bytes` bytes of UTF-8.
 
-    `variance` is the sampling variance of `nats` under a new draw of the text.
+    `standard_error` is that of `per_token` under a new draw of the text, None if the text is too short to tell. It
+    compares contiguous segments of at least 5,000 tokens, since neighboring tokens are not independent.
     """
 
     nats: float
     tokens: int
     bytes: int
-    variance: float
+    standard_error: float | None
+
+    @classmethod
+    def of_segments(cls, nats: Float[np.ndarray, " K"], tokens: Int[np.ndarray, " K"], size: int) -> "Nats":
+        """Add up the segments of a text of `size` bytes. The standard error is Cochran's (1977) for ratios."""
+        total, count, segments = float(nats.sum()), int(tokens.sum()), len(nats)
+        if segments < 2:
+            return cls(total, count, size, None)
+        if not math.isfinite(total):
+            return cls(total, count, size, math.inf)
+        variance = float(np.square(nats - total / count * tokens).sum()) * segments / (segments - 1)
+        return cls(total, count, size, math.sqrt(variance) / count)
 
     @property
     def per_token(self) -> float:
         """Nats per token."""
         return self.nats / self.tokens
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of `per_token`."""
-        return math.sqrt(self.variance) / self.tokens
 
     @property
     def bits_per_byte(self) -> float:
@@ -98,12 +105,11 @@ class ExactEvaluator:
     def __call__(self, model: LanguageModel) -> dict[str, Nats]:
         """Return the loss of each split. Raises: ConfigError as `pair_nats` does."""
         pair_nats, losses = self.pair_nats(model).astype(np.float64), {}
-        for split, counts in self.pairs.counts.items():
-            seen = counts > 0  # a pair that is not in the split may cost infinity
-            count, nats, size = counts[seen], pair_nats[seen], self.byte_lengths[self.pairs.following[seen]]
-            mean = count @ nats / count.sum()
-            variance = float(count @ np.square(nats - mean)) if math.isfinite(mean) else math.inf
-            losses[split] = Nats(float(count @ nats), int(count.sum()), int(count @ size), variance)
+        size = self.byte_lengths[self.pairs.following]
+        for split, segments in self.pairs.segments.items():  # sparse: a pair that is not in a split may cost infinity
+            losses[split] = Nats.of_segments(
+                segments @ pair_nats, segments.sum(axis=1), int(self.pairs.counts[split] @ size)
+            )
         return losses
 
 
@@ -187,15 +193,18 @@ class ContextEvaluator:
                 counts.append(scored.sum(axis=1))
                 size += int(self.byte_lengths[targets[scored]].sum())
                 progress(name, min(1.0, sum(map(len, sums)) / len(starts)))
-            losses[name] = _add_windows(np.concatenate(sums), np.concatenate(counts), size)
+            losses[name] = Nats.of_segments(*_join(np.concatenate(sums), np.concatenate(counts)), size)
         return losses
 
 
-def _add_windows(sums: Float[np.ndarray, " K"], counts: Int[np.ndarray, " K"], size: int) -> Nats:
-    """Windows as independent draws, since neighboring tokens are not (Cochran 1977, on ratio estimates)."""
-    nats, tokens, windows = float(sums.sum()), int(counts.sum()), int((counts > 0).sum())
-    variance = float(np.square(sums - nats / tokens * counts).sum()) * windows / max(windows - 1, 1)
-    return Nats(nats, tokens, size, variance)
+def _join(
+    nats: Float[np.ndarray, " K"], tokens: Int[np.ndarray, " K"]
+) -> tuple[Float[np.ndarray, " M"], Int[np.ndarray, " M"]]:
+    """Add up the sums of consecutive windows to those of segments of about equal size."""
+    nats, tokens = nats[tokens > 0], tokens[tokens > 0]
+    segment = (np.cumsum(tokens) - tokens) * segments_of(int(tokens.sum())) // tokens.sum()
+    first = np.flatnonzero(np.diff(segment, prepend=-1))
+    return np.add.reduceat(nats, first), np.add.reduceat(tokens, first)
 
 
 @jax.jit

@@ -30,7 +30,7 @@ class Event(NamedTuple):
     note: str = ""  # one line on the progress, for a person
     milestone: bool = False  # worth a line however fast the steps are
     summary: tuple[str, ...] = ()  # on the last event: what a person should know of the whole run
-    losses: dict[str, Nats] | None = None  # by split; set by `evaluated`
+    losses: dict[str, Nats] | None = None  # by split; set by `evaluated` if the trainer does not
 
 
 @runtime_checkable
@@ -57,10 +57,7 @@ class Trainer(Protocol):
 def evaluated(
     events: Iterator[Event], evaluate: Callable[[LanguageModel], dict[str, Nats]], interval: int
 ) -> Iterator[Event]:
-    """Add losses to the events at multiples of `interval` and to the last one."""
-    model, losses = None, None
+    """Give losses to the events at multiples of `interval` and to the last one, and to no other."""
     for event in events:
         due = len(event.train_losses) and (event.last or event.step % interval == 0)
-        if due and (losses is None or event.state.model is not model):
-            model, losses = event.state.model, evaluate(event.state.model)
-        yield event._replace(losses=losses if due else None)
+        yield event._replace(losses=(event.losses or evaluate(event.state.model)) if due else None)

@@ -53,8 +53,8 @@ class ExactTrainer:
         problem, model, first = self._problem, state.model, int(state.step)
         if problem.done(state.rest):
             return
-        large = not problem.second_order and self._options.starts > 1
-        note = "the vocabulary is large: one start, from the SVD, in sweeps" if large else ""
+        alone = not problem.second_order and self._options.starts > 1
+        note = "the vocabulary is large: one start, from the SVD" if alone else ""
         yield Event(first, state, np.empty(0), 0.0, note=note)
         best, losses = problem.best(state.rest), {}
         began = clock = time.perf_counter()
@@ -70,6 +70,7 @@ class ExactTrainer:
                 State(np.int32(number), model, step.position),
                 np.array([losses["train"].per_token]),
                 seconds,
+                losses=losses,
                 last=last,
                 details={**step.restart._asdict(), "objective": step.objective},
                 note=step.note,

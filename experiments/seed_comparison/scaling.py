@@ -126,7 +126,7 @@ def looped_counting(sizes: Sizes) -> Prepared:
     return Prepared(lambda: baselines.count(table, tokens[:, :-1], tokens[:, 1:]))
 
 
-def sweep_on_counts(sizes: Sizes) -> Prepared:
+def step_on_counts(sizes: Sizes) -> Prepared:
     counts = jnp.asarray(np.random.default_rng(0).integers(1, 100, (sizes.V, sizes.V)), jnp.int32)
     problem = CountsProblem(PairCounts.from_counts(counts, counts), sizes.D, plan_restarts(1, 0, 0.0, 0.0))
     start = problem.start()
@@ -141,7 +141,7 @@ SUBJECTS = [
     Subject("BabyGPT, AdamW step", "training", LARGE, adamw_step, {"B": 0, "T": 0, "V": 0, "D": 0}, points=3),
     Subject("counting a batch", "training", Sizes(128, 128, 256, 0), counting, {"B": 1, "T": 1, "V": 0}, "BTV"),
     Subject("counting a batch, looped", "training", SMALL, looped_counting, {"B": 1, "T": 1, "V": 0}, "BTV"),
-    Subject("BabyGPT, sweep over counts", "training", SMALL, sweep_on_counts, {}, "VD", points=3),
+    Subject("BabyGPT, step on counts", "training", SMALL, step_on_counts, {}, "VD", points=3),
 ]
 
 

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from babyjax.counts.newton import _inverse
-from babyjax.counts.sweeps import enable_x64
+from babyjax.counts.objective import enable_x64
 
 
 def test_blocks_are_inverted(rng):

@@ -38,6 +38,14 @@ def test_a_split_without_a_pair_is_an_error(length):
         PairCounts.from_split(Split(np.zeros(5, np.int32), np.zeros(length, np.int32)), V)
 
 
+def assert_equal(ours: PairCounts, theirs: PairCounts) -> None:
+    np.testing.assert_array_equal(ours.current, theirs.current)
+    np.testing.assert_array_equal(ours.following, theirs.following)
+    for name, matrix in theirs.segments.items():
+        np.testing.assert_array_equal(ours.segments[name].toarray(), matrix.toarray())
+    assert ours.vocab_size == theirs.vocab_size
+
+
 def test_pair_counts_from_count_matrices_are_those_of_the_text(rng):
     tokens = rng.integers(0, 9, 500).astype(np.int32)
     split = Split(tokens[:450], tokens[450:])
@@ -45,7 +53,7 @@ def test_pair_counts_from_count_matrices_are_those_of_the_text(rng):
     tables = [count_matrix(part, 10) for part in split]
     for name, part in zip(("train", "val"), tables, strict=True):
         np.testing.assert_array_equal(np.asarray(part)[expected.current, expected.following], expected.counts[name])
-    chex.assert_trees_all_equal(vars(PairCounts.from_counts(*tables)), vars(expected))
+    assert_equal(PairCounts.from_counts(*tables), expected)
     with pytest.raises(DataError, match="the val split has no pair"):
         PairCounts.from_counts(tables[0], jnp.zeros_like(tables[0]))
 
@@ -53,9 +61,21 @@ def test_pair_counts_from_count_matrices_are_those_of_the_text(rng):
 def test_pairs_are_the_same_counted_in_a_table_and_by_sorting(rng, monkeypatch):
     tokens = rng.integers(0, 9, 500).astype(np.int32)
     split = Split(tokens[:450], tokens[450:])
-    table = PairCounts.from_split(split, 10)
+    table = PairCounts.from_split(split, 30)
     monkeypatch.setattr("babyjax.counts.pairs.DENSE_VOCAB", 0)
-    chex.assert_trees_all_equal(vars(PairCounts.from_split(split, 10)), vars(table))
+    assert_equal(PairCounts.from_split(split, 30), table)
+
+
+def test_segments_add_up_to_the_counts(rng, monkeypatch):
+    tokens = rng.integers(0, V, 1000).astype(np.int32)
+    split = Split(tokens, tokens[:90])
+    whole = PairCounts.from_split(split, V)
+    monkeypatch.setattr("babyjax.data.batches.SEGMENT_TOKENS", 100)
+    pairs = PairCounts.from_split(split, V)
+    assert [matrix.shape[0] for matrix in pairs.segments.values()] == [9, 1]
+    chex.assert_trees_all_equal(pairs.counts, whole.counts)
+    third = PairCounts.from_split(Split(tokens[222:334], tokens), V).counts["train"]
+    np.testing.assert_array_equal(pairs.segments["train"].toarray()[2], third)
 
 
 def test_the_baseline_is_the_entropy_on_train_and_the_add_one_bigram_elsewhere(rng):

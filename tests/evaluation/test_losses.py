@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from ladder import filled, small
 
-from babyjax import BabyGPT, BabyGPTConfig, Bigram, CharTokenizer, ExactEvaluator, PairCounts, Split, split_tokens
+from babyjax import (
+    BabyGPT,
+    BabyGPTConfig,
+    Bigram,
+    CharTokenizer,
+    ContextEvaluator,
+    ExactEvaluator,
+    PairCounts,
+    Split,
+    split_tokens,
+)
 from babyjax.errors import ConfigError
 from babyjax.evaluation import losses
 from babyjax.evaluation.losses import Nats
@@ -55,12 +65,39 @@ def test_a_pair_without_probability_costs_infinity_only_where_it_occurs():
 
 
 def test_nats_become_units():
-    loss = Nats(nats=20 * np.log(2), tokens=10, bytes=5, variance=25 * np.log(2) ** 2)
+    loss = Nats(nats=20 * np.log(2), tokens=10, bytes=5, standard_error=None)
     assert loss.per_token == pytest.approx(2 * np.log(2))
     assert loss.bits_per_byte == pytest.approx(4)
     assert loss.perplexity == pytest.approx(4)
-    assert loss.standard_error == pytest.approx(np.log(2) / 2)
-    assert Nats(1e6, 1, 1, 0).perplexity == np.inf
+    assert Nats(1e6, 1, 1, None).perplexity == np.inf
+
+
+def test_the_standard_error_of_equal_segments_is_that_of_their_mean(rng):
+    means = rng.normal(3, 0.1, 20)
+    loss = Nats.of_segments(means * 5000, np.full(20, 5000), 100_000)
+    assert loss.per_token == pytest.approx(means.mean())
+    assert loss.standard_error == pytest.approx(means.std(ddof=1) / 20**0.5)
+    assert Nats.of_segments(np.array([3.0]), np.array([5000]), 5000).standard_error is None
+    assert Nats.of_segments(np.array([np.inf, 1]), np.array([2, 2]), 4).standard_error == np.inf
+
+
+def test_the_standard_error_sees_that_neighboring_tokens_are_alike(rng):
+    """A text whose topic changes every 2,500 tokens, by the pair counts and by windows."""
+    topics = rng.dirichlet(np.full(V, 0.3), size=20)
+    tokens = np.concatenate([rng.choice(V, 2500, p=topic) for topic in topics]).astype(np.int32)
+    split, model = Split(tokens, tokens[:9000]), network()
+    exact = ExactEvaluator(PairCounts.from_split(split, V), ONE_BYTE)(model)
+    windows = ContextEvaluator(split, ONE_BYTE, 8)(model)
+    assert exact["train"].tokens == windows["train"].tokens == 49_999
+    assert windows["train"].standard_error == pytest.approx(exact["train"].standard_error, rel=0.02)
+    table = -np.asarray(jax.nn.log_softmax(model(jnp.arange(V)[None])[0]))
+    nats = table[tokens[:-1], tokens[1:]]
+    independent = nats.std() / 49_999**0.5
+    assert exact["train"].standard_error == pytest.approx(
+        np.std([part.mean() for part in np.array_split(nats, 9)], ddof=1) / 9**0.5, rel=1e-4
+    )
+    assert exact["train"].standard_error > 5 * independent
+    assert exact["val"].standard_error is windows["val"].standard_error is None  # one segment
 
 
 def test_bits_per_byte_counts_the_utf8_of_predicted_tokens():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ladder import filled, logits_of, small
 
 from babyjax import ContextEvaluator, Split
+from babyjax.data import batches
 from babyjax.errors import ConfigError, TokenError
 from babyjax.evaluation import losses as losses_module
 
@@ -57,21 +58,23 @@ def test_a_stride_of_the_block_gives_windows_side_by_side():
     logits = jax.nn.log_softmax(logits_of(MODEL, tokens[:-1].reshape(5, BLOCK)))
     expected = -np.take_along_axis(np.asarray(logits), tokens[1:].reshape(5, BLOCK, 1), axis=2)
     assert loss["val"].nats == pytest.approx(expected.sum(), rel=1e-5)
-    # Five windows as five draws: the standard error of their mean.
-    means = expected.reshape(5, BLOCK).mean(axis=1)
-    assert loss["val"].standard_error == pytest.approx(means.std(ddof=1) / 5**0.5, rel=1e-4)
+    assert loss["val"].standard_error is None
 
 
-def test_a_sample_of_tokens_is_spread_over_the_text_and_misses_the_whole_by_its_standard_error():
+def test_a_sample_of_tokens_is_spread_over_the_text_and_misses_the_whole_by_its_standard_error(monkeypatch):
     tokens = np.random.default_rng(1).integers(0, V, 40_001).astype(np.int32)
     split = Split(tokens, tokens[:20])
+    monkeypatch.setattr(batches, "SEGMENT_TOKENS", 100)
     whole = ContextEvaluator(split, BYTES, BLOCK)(MODEL)["train"]
     told = []
     part = ContextEvaluator(split, BYTES, BLOCK, tokens=4000)(MODEL, progress=lambda *step: told.append(step))
     assert (part["train"].tokens, part["val"].tokens) == (4000, 19)
-    assert 0 < part["train"].standard_error < 0.1
-    assert abs(part["train"].per_token - whole.per_token) < 4 * part["train"].standard_error
-    assert part["train"].standard_error == pytest.approx(whole.standard_error * 10**0.5, rel=0.1)
+    error, of_whole = part["train"].standard_error, whole.standard_error
+    assert error is not None
+    assert of_whole is not None
+    assert 0 < error < 0.1
+    assert abs(part["train"].per_token - whole.per_token) < 4 * error
+    assert error == pytest.approx(of_whole * 10**0.5, rel=0.5)
     assert told[-1] == ("val", 1.0)
 
 

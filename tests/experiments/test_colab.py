@@ -18,6 +18,7 @@ def test_the_notebook_is_its_script():
     assert all(not cell.get("outputs") for cell in notebook.cells)
 
 
+@pytest.mark.slow
 def test_it_runs_and_shows_what_it_promises():
     notebook = jupytext.read(EXPERIMENTS / "colab.ipynb")
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from ladder import mostly_slow
 
 from babyjax import load_corpus
 from experiments.record import run_experiment
@@ -28,7 +29,7 @@ def test_what_is_written_is_on_record(name, tmp_path, monkeypatch):
     assert picture is None or (tmp_path / picture).read_text(encoding="utf-8").endswith("</svg>\n")
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", mostly_slow(PICTURES, "ladder"))
 def test_it_runs_from_measuring_to_reporting(name, tmp_path, monkeypatch, capsys):
     path = tmp_path / "text.txt"
     path.write_text(load_corpus("synthetic", states=4, length=600).text, encoding="utf-8")

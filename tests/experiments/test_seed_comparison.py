@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ladder import mostly_slow
 from markdown_it import MarkdownIt
 
 from babyjax import load_config, load_corpus
@@ -90,6 +91,7 @@ def assert_complete(folder: Path):
     assert "http" not in re.sub(r"base64,[^\"]*", "", text).replace("http-equiv", "")
 
 
+@pytest.mark.slow
 def test_the_command_measures_everything_and_reports_it(tmp_path, monkeypatch, capsys):
     """On a small text with characters that mean something in Markdown and HTML."""
     letters = "".join(letter for letter in load_corpus("pydocs").text if letter in "etaoinshrd \n")[:3000]
@@ -373,7 +375,7 @@ def test_the_page_opens_in_a_browser(width, scheme):
     assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
 
 
-@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("name", mostly_slow(RECORDS))
 def test_the_report_on_record_is_that_of_its_results(name, tmp_path):
     shutil.copy(FOLDER / name / "results.json", tmp_path)
     command.main([f"run_dir={tmp_path}", "--report"])

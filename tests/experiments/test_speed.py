@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ladder import mostly_slow
 
 from babyjax import CharTokenizer, load_corpus
 
@@ -38,7 +39,7 @@ def in_process(sides: list[Side], rounds: int) -> list[workers.Details]:
     ]
 
 
-@pytest.mark.parametrize("part", [part for part in speed.PARTS if part != "commands"])
+@pytest.mark.parametrize("part", mostly_slow((part for part in speed.PARTS if part != "commands"), "v1"))
 def test_every_figure_is_measured_and_shown(text, part):
     figures = [figure for figure in Plan([text], gpu=False, quick=True).figures() if figure.part == part]
     assert figures
@@ -56,6 +57,7 @@ def test_full_and_gpu_plans_name_measurements_that_exist(text):
             assert all(side.measure in MODULES[side.module] for side in figure.sides)
 
 
+@pytest.mark.slow
 def test_the_first_step_is_seen(tmp_path):
     arguments = [
         "train",
@@ -123,6 +125,7 @@ def test_a_measurement_that_is_terminated_leaves_no_worker(tmp_path):
     assert not any(Path(f"/proc/{child}").exists() for child in started)
 
 
+@pytest.mark.slow
 def test_a_part_is_recorded_on_request(text, tmp_path, monkeypatch, capsys):
     arguments = ["speed", text.path, "--quick", "--only", "evaluation", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ladder import RUNGS, filled, logits_of, small
+from ladder import QUICK_RUNGS, RUNGS, filled, logits_of, mostly_slow, small
 
 from babyjax.models.base import Decoder, LanguageModel
 from babyjax.models.bigram import Bigram
@@ -24,7 +24,7 @@ def a_model(name: str) -> LanguageModel:
     return filled(small(name), V)
 
 
-@pytest.fixture(params=["bigram", *RUNGS])
+@pytest.fixture(params=mostly_slow(["bigram", *RUNGS], "bigram", *QUICK_RUNGS))
 def model(request):
     return a_model(request.param)
 

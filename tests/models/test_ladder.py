@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ladder import LADDER, RUNGS, filled, logits_of, preset, small
+from ladder import LADDER, QUICK_RUNGS, RUNGS, filled, logits_of, mostly_slow, preset, small
 
 from babyjax.config import BabyGPTConfig
 from babyjax.errors import ConfigError
@@ -18,7 +18,7 @@ V, T = 13, 8
 TOKENS = jax.random.randint(jax.random.key(7), (3, T), 0, V)
 
 
-@pytest.fixture(params=RUNGS)
+@pytest.fixture(params=mostly_slow(RUNGS, *QUICK_RUNGS))
 def rung(request):
     """Every rung of the ladder, small."""
     return small(request.param)
@@ -62,7 +62,9 @@ def loss_and_gradient(**change):
     return jax.jit(jax.value_and_grad(sum_nats))(filled(config, V), TOKENS, TOKENS, jax.random.key(3))
 
 
-@pytest.mark.parametrize("change", [{"unroll": 2}, {"unroll": 1000}, {"remat": True}])
+@pytest.mark.parametrize(
+    "change", [pytest.param({"unroll": 2}, marks=pytest.mark.slow), {"unroll": 1000}, {"remat": True}]
+)
 def test_scanned_unrolled_and_rematerialized_agree(change):
     """Also if dropout is on: one key for each block, whatever is compiled together."""
     expected, gradient = loss_and_gradient()
@@ -73,7 +75,7 @@ def test_scanned_unrolled_and_rematerialized_agree(change):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["babygpt", "babygpt-v6-blocks", "gpt2"])
+@pytest.mark.parametrize("name", mostly_slow(["babygpt", "babygpt-v6-blocks", "gpt2"], "babygpt", "gpt2"))
 def test_with_and_without_jit(name):
     model = filled(small(name), V)
     with jax.disable_jit():

@@ -27,7 +27,7 @@ from babyjax import (
 )
 from babyjax.counts.factors import Factors, balance, factors_of
 from babyjax.counts.fit import dual_bound
-from babyjax.counts.sweeps import Targets
+from babyjax.counts.objective import Targets
 from babyjax.training.optimizer import make_optimizer
 from babyjax.training.step import sum_nats
 

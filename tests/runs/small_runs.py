@@ -33,7 +33,7 @@ def state_of(step: int) -> State:
 
 def event_of(step: int, steps: int = 1, val: float | None = None, **fields) -> Event:
     """The event of the last `steps` steps up to `step`, evaluated if a validation loss is given."""
-    losses = None if val is None else {name: Nats(9 * val, 9, 9, 1.0) for name in ("train", "val")}
+    losses = None if val is None else {name: Nats(9 * val, 9, 9, None) for name in ("train", "val")}
     return Event(step, state_of(step), 1.0 / np.arange(step - steps + 1, step + 1), 0.1, losses=losses, **fields)
 
 

@@ -17,8 +17,8 @@ PAIRS = random_pairs(seed=1, length=200)
 EVALUATE = ExactEvaluator(PAIRS, np.ones(V, int))
 
 
-def trainer(n_embd: int = 3, bias: bool = True, **options) -> ExactTrainer:
-    return ExactTrainer(PAIRS, BabyGPTConfig(n_embd=n_embd, bias=bias), CountsConfig(**options), 0, EVALUATE)
+def trainer(n_embd: int = 3, bias: bool = True, evaluate=EVALUATE, **options) -> ExactTrainer:
+    return ExactTrainer(PAIRS, BabyGPTConfig(n_embd=n_embd, bias=bias), CountsConfig(**options), 0, evaluate)
 
 
 def test_events_are_one_per_step_and_say_what_happened():
@@ -65,7 +65,7 @@ def test_models_are_evaluated_only_when_they_change():
         models.append(model)
         return EVALUATE(model)
 
-    counts = trainer(starts=3)
+    counts = trainer(starts=3, evaluate=evaluate)
     events = list(evaluated(counts.run(counts.init()), evaluate, 1))
     assert len(models) == len({id(event.state.model) for event in events[1:]})
     assert events[-1].losses is not None
@@ -86,7 +86,7 @@ def test_a_large_vocabulary_has_one_start_and_says_so(monkeypatch):
     monkeypatch.setattr(fit_module, "DENSE_BLOCKS", 0)
     counts = trainer(starts=3)
     first, *events = counts.run(counts.init())
-    assert first.note == "the vocabulary is large: one start, from the SVD, in sweeps"
+    assert first.note == "the vocabulary is large: one start, from the SVD"
     assert sum(event.milestone for event in events) == 1
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ladder import filled, small
+from ladder import filled, mostly_slow, small
 
 from babyjax import Hyper, init_state, make_advance
 from babyjax.models import make_model
@@ -71,7 +71,7 @@ def test_a_schedule_multiplies_the_rate_whatever_it_is(name):
         np.testing.assert_allclose(update, 0.25 * named_arrays(first)[name], rtol=1e-4, atol=1e-9, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "babygpt-v10-dropout"])
+@pytest.mark.parametrize("name", mostly_slow(["gpt2", "babygpt-v10-dropout"], "gpt2"))
 @pytest.mark.parametrize("decay", ["all", "kernels"])
 def test_parameters_that_do_not_decay_stay_without_a_gradient(name, decay):
     model = network(name)
@@ -96,7 +96,9 @@ def test_the_gradient_is_clipped_to_its_norm():
         assert float(norm_of(updates)) == pytest.approx(float(norm), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name, (base, _) in OPTIMIZERS.items() if not isinstance(base, str)])
+@pytest.mark.parametrize(
+    "name", mostly_slow((name for name, (base, _) in OPTIMIZERS.items() if not isinstance(base, str)), "adamw", "muon")
+)
 def test_every_optimizer_learns(name):
     config = small("babygpt-v10-dropout", n_layer=1)
     model = jax.jit(lambda key: make_model(config, V, key))(jax.random.key(0))

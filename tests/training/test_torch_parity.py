@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ladder import RUNGS, filled, logits_of, small
+from ladder import RUNGS, filled, logits_of, mostly_slow, small
 
 from babyjax import BabyGPT, Hyper, batch_at, init_state, make_advance
 from babyjax.options import load_config
@@ -46,7 +46,7 @@ def our_losses(model, config, steps, shape):
     return state.model, losses[:steps]
 
 
-@pytest.mark.parametrize("name", RUNGS)
+@pytest.mark.parametrize("name", mostly_slow(RUNGS, "babygpt", "babygpt-v10-dropout"))
 def test_logits_and_50_steps_of_adamw_are_pytorchs(name):
     """By the recipe of the rung, except for dropout, which draws otherwise, and at a rate that v6 can bear."""
     recipe = ("optimizer.warmup_steps=5", "optimizer.learning_rate=1e-3")
@@ -68,7 +68,7 @@ def test_logits_and_50_steps_of_adamw_are_pytorchs(name):
     assert expected[-1] < expected[0] - 0.1
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_first_100_losses_of_the_seed_are_pytorchs(bias):
     config: Any = load_config([f"model.bias={bias}"])
     model = BabyGPT(config.model, V, jax.random.key(0))

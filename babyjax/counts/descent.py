@@ -1,0 +1,213 @@
+"""First-order descent of the exact loss of BabyGPT v1, for any vocabulary.
+
+L-BFGS on the exact gradient converges, but slowly where the vocabulary is large. There Adam goes first: each update
+takes the exact rows of some contexts, drawn so that the gradient is unbiased, and its rate falls to zero.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from scipy.optimize import minimize
+
+from babyjax.counts.factors import LEAST_SHARE, UNKNOWN, Factors, balance
+from babyjax.counts.objective import Targets
+
+ITERATIONS = 20  # of L-BFGS in one step
+UPDATES, UPDATES_PER_STEP, UPDATES_PER_DISPATCH = 3000, 250, 50  # of Adam
+CONTEXTS = 512  # in an update
+PEAK_RATE, BETA1, BETA2, EPSILON = 0.08, 0.9, 0.99, 1e-9
+
+
+class Moments(NamedTuple):
+    """Adam's: running means of the gradient and of its square, and how often each context was drawn."""
+
+    mean: Factors
+    square: Factors
+    visits: Float[Any, " V"]
+
+
+class Descent(NamedTuple):
+    """Factors on their way down the exact loss, as NumPy arrays.
+
+    `objective` is the loss of `factors` plus the penalty, in nats. `predicted_decrease` is what a Newton step
+    predicted, or what the last step of L-BFGS brought. `damping` and `growth` are those of Newton steps.
+    """
+
+    factors: Factors
+    damping: Float[np.ndarray, ""]
+    growth: Float[np.ndarray, ""]
+    objective: Float[np.ndarray, ""]
+    predicted_decrease: Float[np.ndarray, ""]
+    moments: Moments | None
+
+    @classmethod
+    def start(cls, factors: Factors, *, sampled: bool) -> "Descent":
+        """Return the state before the first step. `sampled` is for descents that Adam begins."""
+        zero: Factors = jax.tree.map(lambda part: np.zeros(part.shape, np.float32), factors)
+        moments = Moments(zero, zero, np.zeros(len(factors.embedding), np.float32)) if sampled else None
+        return cls(factors, np.array(1.0), np.array(2.0), np.array(UNKNOWN), np.array(UNKNOWN), moments)
+
+
+def _second_moments(factors: Factors, targets: Targets) -> tuple[Float[np.ndarray, "D D"], Float[np.ndarray, "D D"]]:
+    """Return A^T diag(w) A and B^T diag(u) B, plus a little of their trace."""
+    moments = []
+    for part, weight in ((factors.embedding, targets.context_weight), (factors.head, targets.unigram)):
+        moment, width = (part.T * weight) @ part, part.shape[1]
+        moments.append(moment + (1e-9 * np.trace(moment) / max(width, 1) + 1e-30) * np.eye(width))
+    return moments[0], moments[1]
+
+
+def whiten(factors: Factors, targets: Targets) -> Factors:
+    """Return the same predictions with equal and diagonal second moments of A and of B, weighted by frequency.
+
+    There the Hessian is about diagonal: w_i or u_j, times the second moment of the other factor. A context that is
+    never seen becomes the mean context.
+    """
+    embedding, head, bias = factors
+    head = head - targets.unigram @ head / targets.unigram.sum()  # shifts each row of W
+    center = targets.context_weight @ embedding
+    embedding = np.where(targets.context_weight[:, None] > 0, embedding, center)
+    if bias is not None:
+        embedding, bias = embedding - center, bias + head @ center
+    root_a, root_b = map(np.linalg.cholesky, _second_moments(Factors(embedding, head, bias), targets))
+    left, scale, _ = np.linalg.svd(root_a.T @ root_b)
+    gauge = np.linalg.solve(root_a.T, left * np.sqrt(scale))
+    return Factors(embedding @ gauge, head @ np.linalg.inv(gauge).T, bias)
+
+
+def lbfgs_step(descent: Descent, targets: Targets, penalty: float, dtype: type) -> Descent:
+    """`ITERATIONS` of L-BFGS (SciPy's) in coordinates in which the Hessian is about the identity."""
+    factors = balance(descent.factors) if penalty else whiten(descent.factors, targets)
+    of_embedding, of_head = (np.diag(moment) for moment in _second_moments(factors, targets))
+    weight, unigram = (np.maximum(share, LEAST_SHARE)[:, None] for share in (targets.context_weight, targets.unigram))
+    floor = 1e-3 * max(of_embedding.mean(), of_head.mean()) if len(of_head) else 0.0
+    scales = Factors(
+        1 / np.sqrt(weight * (of_head + floor) + penalty),
+        1 / np.sqrt(unigram * (of_embedding + floor) + penalty),
+        None if factors.bias is None else unigram[:, 0] ** -0.5,
+    )
+    start, tree = jax.tree.flatten(jax.tree.map(np.divide, factors, scales))
+    ends = np.cumsum([part.size for part in start])
+
+    def factors_at(x: Float[np.ndarray, " N"]) -> Factors:
+        parts = [part.reshape(like.shape) for part, like in zip(np.split(x, ends[:-1]), start, strict=True)]
+        return jax.tree.map(np.multiply, jax.tree.unflatten(tree, parts), scales)
+
+    def value_and_gradient(x: Float[np.ndarray, " N"]) -> tuple[float, Float[np.ndarray, " N"]]:
+        value, gradient = targets.loss_and_gradient(factors_at(x), penalty, dtype)
+        return value, np.concatenate(
+            [part.ravel() for part in jax.tree.leaves(jax.tree.map(np.multiply, gradient, scales))]
+        )
+
+    x = np.concatenate([part.ravel() for part in start])
+    options = {"maxiter": ITERATIONS, "maxcor": ITERATIONS, "maxfun": 3 * ITERATIONS, "ftol": 0, "gtol": 0}
+    found = minimize(value_and_gradient, x, jac=True, method="L-BFGS-B", options=options)
+    return descent._replace(
+        factors=factors_at(found.x),
+        objective=np.array(float(found.fun)),
+        predicted_decrease=np.array(float(descent.objective - found.fun)),
+    )
+
+
+class Draws:
+    """Which contexts the updates take. A context is drawn with a probability proportional to sqrt(w_i), or always.
+
+    Its row is divided by that probability, so that the expected gradient is the exact one.
+    """
+
+    def __init__(self, targets: Targets):
+        self._targets, self._rows = targets, min(CONTEXTS, len(targets.contexts))
+        root = np.sqrt(targets.weight)
+        order = np.argsort(-root)
+        rest = np.cumsum(root[order][::-1])[::-1]
+        shares = (self._rows - np.arange(self._rows)) / rest[: self._rows]  # of the others if the first k are always in
+        always = int(np.argmax(shares * root[order][: self._rows] <= 1 + 1e-12))
+        self._chance = np.minimum(1, shares[always] * root)
+        # Those always drawn first, then the others in any order: neighbors are not drawn together.
+        order[always:] = np.random.default_rng(0).permutation(order[always:])
+        self._order, self._edges = order, np.cumsum(self._chance[order])
+
+    def __call__(self, seed: int) -> tuple[Any, ...]:
+        """Return the contexts of `UPDATES_PER_DISPATCH` updates, their weights, bases, and the entries of their rows.
+
+        An entry has its place in the flat rows of its update.
+        """
+        shape = UPDATES_PER_DISPATCH, self._rows
+        place = np.arange(self._rows) + np.random.default_rng(seed).random(shape)  # one draw in each part
+        drawn = np.searchsorted(self._edges, place * (self._edges[-1] / self._rows), side="right")
+        drawn = self._order[np.minimum(drawn, len(self._order) - 1)]
+        chance, targets = self._chance[drawn], self._targets
+        entries = [targets.matrix[rows] for rows in drawn]
+        size = 1 << max(matrix.nnz for matrix in entries).bit_length()  # few sizes, few programs
+        place = np.zeros((UPDATES_PER_DISPATCH, size), np.int32)
+        value = np.zeros((UPDATES_PER_DISPATCH, size), np.float32)
+        for index, matrix in enumerate(entries):
+            row = np.repeat(np.arange(self._rows), np.diff(matrix.indptr))
+            place[index, : matrix.nnz] = row * matrix.shape[1] + matrix.indices
+            value[index, : matrix.nnz] = matrix.data / chance[index][row]
+        weight, base = (np.float32(part[drawn] / chance) for part in (targets.weight, targets.base))
+        return targets.contexts[drawn], np.float32(targets.weight[drawn]), weight, base, place, value
+
+
+def adam_step(descent: Descent, targets: Targets, draws: Draws, penalty: float, first: int) -> Descent:
+    """`UPDATES_PER_STEP` updates by Adam, after `first` others."""
+    factors = descent.factors if first else whiten(descent.factors, targets)
+    carry = jax.tree.map(jnp.asarray, (jax.tree.map(np.float32, factors), descent.moments))
+    for start in range(first, first + UPDATES_PER_STEP, UPDATES_PER_DISPATCH):
+        carry = _adam(carry, start, np.float32(penalty), *draws(start))
+    factors, moments = jax.tree.map(np.asarray, carry)
+    factors = jax.tree.map(np.float64, factors)
+    objective, _ = targets.loss_and_gradient(factors, penalty, np.float32)
+    return descent._replace(factors=factors, moments=moments, objective=np.array(objective))
+
+
+@jax.jit
+def _adam(
+    carry: tuple[Factors, Moments],
+    first: Int[Array, ""] | int,
+    penalty: Float[Array, ""],
+    contexts: Int[Array, "K R"],
+    own_weight: Float[Array, "K R"],
+    weight: Float[Array, "K R"],
+    base: Float[Array, "K R"],
+    place: Int[Array, "K N"],
+    value: Float[Array, "K N"],
+) -> tuple[Factors, Moments]:
+    def update(carry: tuple[Factors, Moments], batch: Any) -> Any:
+        (embedding, head, bias), moments = carry
+        number, contexts, own_weight, weight, base, place, value = batch
+        rows = embedding[contexts]
+        logits = rows @ head.T + (0.0 if bias is None else bias)
+        cells = jnp.exp(logits - logits.max(axis=1, keepdims=True))
+        cells = cells * (weight / cells.sum(axis=1))[:, None] - base[:, None]
+        cells = cells.ravel().at[place].add(-value).reshape(cells.shape)  # the gradient in the logits
+        gradient = Factors(
+            (cells @ head) / weight[:, None] + penalty * rows / own_weight[:, None],
+            (rows.T @ cells).T + penalty * head,
+            None if bias is None else cells.sum(axis=0),
+        )
+        # A context has the moments of the updates that drew it.
+        mean, square = (part._replace(embedding=part.embedding[contexts]) for part in moments[:2])
+        mean = jax.tree.map(lambda m, g: BETA1 * m + (1 - BETA1) * g, mean, gradient)
+        square = jax.tree.map(lambda s, g: BETA2 * s + (1 - BETA2) * g**2, square, gradient)
+        visits = moments.visits[contexts] + 1
+        count = Factors(visits[:, None], number + 1.0, None if bias is None else number + 1.0)
+        rate = PEAK_RATE * (1 - number / UPDATES)
+        step = jax.tree.map(
+            lambda m, s, n: -rate * m / (1 - BETA1**n) / (jnp.sqrt(s / (1 - BETA2**n)) + EPSILON), mean, square, count
+        )
+        factors = Factors(
+            embedding.at[contexts].add(2 * step.embedding), head + step.head, None if bias is None else bias + step.bias
+        )
+        mean, square = (
+            part._replace(embedding=whole.embedding.at[contexts].set(part.embedding))
+            for whole, part in zip(moments[:2], (mean, square), strict=True)
+        )
+        return (factors, Moments(mean, square, moments.visits.at[contexts].set(visits))), None
+
+    numbers = jnp.float32(first) + jnp.arange(len(contexts), dtype=jnp.float32)
+    batches = numbers, contexts, own_weight, weight, base, place, value
+    return jax.lax.scan(update, carry, batches)[0]
