@@ -269,7 +269,7 @@ def test_an_edited_config_yaml_changes_nothing(call, home, tmp_path):
     assert call("sample", "run_dir=RUN", "max_new_tokens=5")[0] == 0
 
 
-@pytest.mark.parametrize("text", ["aaaa" * 20, "ab" * 20])
+@pytest.mark.parametrize("text", ["aaaa" * 20, pytest.param("ab" * 20, marks=pytest.mark.slow)])
 def test_a_vocabulary_of_one_or_two_characters_is_fine(call, tmp_path, text):
     (tmp_path / "mine.txt").write_text(text)
     for model in ("bigram", "babygpt"):

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-from ladder import mostly_slow
 
 from babyjax.errors import RunError
 from babyjax.runs.manifest import read_manifest
@@ -56,6 +55,7 @@ def samples_of(out):
     return out.removesuffix("\n").split("\n\n---\n\n")
 
 
+@pytest.mark.slow
 def test_train_evaluate_sample_on_ones_own_text(command, call, tmp_path, text):
     run_dir = tmp_path / "my runs" / "babygpt"
     options = (f"data.path={text.name}", f"run_dir={run_dir}", *QUICK[len(SYNTHETIC) :])
@@ -366,7 +366,8 @@ def test_a_penalty_without_a_bias_ends_with_a_certificate(call):
     assert float(bound[1]) <= 1e-6
 
 
-@pytest.mark.parametrize("what", mostly_slow(["smoothing", "penalty"], "smoothing"))
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["smoothing", "penalty"])
 def test_validation_chooses(call, tmp_path, what):
     options = ("trainer=counts", "model.n_embd=2", "model.bias=false", f"trainer.choose={what}")
     out = call("train", *SYNTHETIC, "run_dir=here", *options)[1]

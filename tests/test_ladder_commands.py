@@ -58,7 +58,7 @@ def rows_of(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", mostly_slow(RUNGS, "babygpt", "babygpt-v6-blocks"))
+@pytest.mark.parametrize("name", mostly_slow(RUNGS, "babygpt-v2-position"))
 def test_a_rung_trains_goes_on_evaluates_and_samples(call, tmp_path, text, name):
     arguments = options(name)
     status, out, err = call("train", *arguments)
@@ -110,6 +110,7 @@ def test_a_stop_ends_a_text_and_stride_and_split_choose_what_is_evaluated(call, 
     assert (status, err) == (2, "error: stride=9 must lie in [1, 8], up to model.block_size\n")
 
 
+@pytest.mark.slow
 def test_only_ascii_ends_a_text_of_bytes(call, trained):
     run = f"run_dir={trained('babygpt-v2-position', 'data.tokenizer=byte')}"
     status, _, err = call("sample", run, "stop=。")

@@ -11,7 +11,7 @@ PAIRS = random_pairs()
 EVALUATE = ExactEvaluator(PAIRS, np.ones(V, int))
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("width", [0, 3, V - 1, 2 * V])
 def test_the_terms_add_up_and_the_best_is_the_best(width, bias):
     model = filled(BabyGPTConfig(n_embd=width, bias=bias), V)

@@ -47,7 +47,7 @@ TALL = {"block_size": 16, "n_embd": 64, "n_layer": 4, "n_head": 4}
         pytest.param(
             "babygpt-v9-layernorm", {}, "babygpt-v10-dropout", {}, marks=pytest.mark.slow
         ),  # dropout has no parameters
-        ("babygpt-v10-dropout", {}, "babygpt-v11", TALL),  # copies, longer heads, more units, more blocks
+        pytest.param("babygpt-v10-dropout", {}, "babygpt-v11", TALL, marks=pytest.mark.slow),
         ("babygpt", {"n_embd": 5, "bias": False}, "babygpt", {"n_embd": 15}),
         pytest.param(
             "babygpt", {"n_embd": 5}, "babygpt-v2-position", {"n_embd": 10, "block_size": 8}, marks=pytest.mark.slow

@@ -239,7 +239,7 @@ def test_9_the_gauge_leaves_the_logits_and_its_least_squares_are_the_nuclear_nor
 
 
 @pytest.mark.parametrize(
-    "widths", [(0, 2, V - 1), pytest.param(tuple(range(V)), marks=pytest.mark.slow)], ids=["some widths", "all widths"]
+    "widths", [(0, V - 1), pytest.param(tuple(range(V)), marks=pytest.mark.slow)], ids=["the ends", "all widths"]
 )
 def test_10_the_best_loss_falls_with_the_width_from_the_marginals_entropy_to_the_pairs(rng, widths):
     tokens = rng.integers(0, V, 60).astype(np.int32)

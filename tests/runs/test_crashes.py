@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ladder import mostly_slow
 from small_runs import CORPUS, TOKENIZER, config_of, contents, event_of, saved
 
 from babyjax import Bigram, Run
@@ -128,7 +129,7 @@ def whole(tmp_path_factory, fast_arrays):
 
 
 @pytest.mark.parametrize("error", [Killed, pytest.param(disk_full, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("scenario", ["new", "continued", "overwritten"])
+@pytest.mark.parametrize("scenario", mostly_slow(["new", "continued", "overwritten"], "continued"))
 def test_a_run_that_ends_at_any_file_operation_continues(tmp_path, whole, scenario, error):
     arguments = ["overwrite=true"] if scenario == "overwritten" else []
     if scenario == "continued":

@@ -148,7 +148,8 @@ def test_accumulation_parts_and_steps_drop_differently():
     assert len(set(losses)) == 6
 
 
-@pytest.mark.parametrize("rows", [pytest.param(2, marks=pytest.mark.slow), 5])
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [2, 5])
 def test_two_halves_side_by_side_give_the_step_of_the_whole_batch(rows):
     state = init_state(filled(small("babygpt-v9-layernorm", n_layer=1), V), SGD)
     batch = batch_at(TOKENS, 1, 0, rows, 8)
