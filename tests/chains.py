@@ -21,3 +21,18 @@ def random_pairs(seed: int = 0, length: int = 3000, vocab_size: int = V) -> Pair
     rows = random.dirichlet(np.full(vocab_size - 1, 0.4), size=vocab_size - 1)
     tokens = chain(random, rows, length)
     return PairCounts.from_split(Split(tokens[: length * 9 // 10], tokens[length * 9 // 10 :]), vocab_size)
+
+
+def names_like(seed: int, length: int = 18_000) -> PairCounts:
+    """Count names of a random language of 21 consonants and 5 vowels; token 0 ends a name."""
+    random, vowels = np.random.default_rng(seed), np.array([1, 5, 9, 15, 21])
+    consonants = np.setdiff1d(np.arange(1, 27), vowels)
+    rows = np.zeros((27, 27))
+    rows[0, 1:] = random.dirichlet(np.full(26, 0.5))
+    for letter in range(1, 27):
+        vowel = letter in vowels
+        rows[letter, vowels] = random.dirichlet(np.full(5, 0.6)) * (0.12 if vowel else 0.75)
+        rows[letter, consonants] = random.dirichlet(np.full(21, 0.15)) * (0.55 if vowel else 0.12)
+        rows[letter, 0] = 1 - rows[letter].sum()
+    tokens = chain(random, rows, length)
+    return PairCounts.from_split(Split(tokens, tokens[:1000]), 27)

@@ -20,9 +20,9 @@ RUNGS = [name for name in LADDER if not name.startswith(("gpt2-", "babygpt-v12")
 QUICK_RUNGS = ("babygpt", "babygpt-v6-blocks", "babygpt-v10-dropout", "gpt2")
 
 
-def mostly_slow(names: Iterable[str], *quick: str) -> list[Any]:
+def mostly_slow(values: Iterable[Any], *quick: Any) -> list[Any]:
     """Test parameters of which only the `quick` ones are part of the README's test command."""
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+    return [pytest.param(value, marks=() if value in quick else pytest.mark.slow) for value in values]
 
 
 def preset(name: str, **changes) -> BabyGPTConfig:

@@ -154,7 +154,7 @@ def test_readmes_fit_a_page(name):
 
 
 def test_figures_in_the_readmes_are_on_record():
-    names = {f"experiments/{name}/results.md" for name in ("speed", "counts", "gpt_speed", "ladder")}
+    names = {f"experiments/{name}/results.md" for name in ("speed", "ladder")}
     recorded = Counter(numbers("".join(text_of(name) for name in names if (ROOT / name).exists())))
     shown = []
     for name in READMES:

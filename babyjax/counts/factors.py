@@ -103,9 +103,14 @@ def svd_factors(pairs: PairCounts, n_embd: int, *, bias: bool) -> Factors:
     return Factors(embedding, head, log_unigram if bias else None)
 
 
+def random_spread(seed: int) -> float:
+    """Return the standard deviation of `random_factors`, in [0.1, 3]: small and large ones lead to other minima."""
+    return float(np.exp(np.random.default_rng(seed).uniform(np.log(0.1), np.log(3))))
+
+
 def random_factors(pairs: PairCounts, n_embd: int, seed: int, *, bias: bool) -> Factors:
-    """Return small normal factors, with the unigram's logits as the bias."""
-    embedding, head = np.random.default_rng(seed).normal(0, 0.3, (2, pairs.vocab_size, n_embd))
+    """Return normal factors, with the unigram's logits as the bias."""
+    embedding, head = np.random.default_rng(seed).normal(0, random_spread(seed), (2, pairs.vocab_size, n_embd))
     return Factors(embedding, head, np.log(_unigram(pairs)) if bias else None)
 
 

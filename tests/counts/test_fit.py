@@ -4,7 +4,7 @@ import chex
 import jax
 import numpy as np
 import pytest
-from chains import V, random_pairs
+from chains import V, names_like, random_pairs
 from scipy.optimize import minimize
 from scipy.special import softmax
 
@@ -18,7 +18,9 @@ from babyjax.trees import named_arrays
 ONE_BYTE = np.ones(V, int)
 
 
-def scipy_best(pairs: PairCounts, width: int, *, bias: bool, smoothing: float, penalty: float) -> float:
+def scipy_best(
+    pairs: PairCounts, width: int, *, bias: bool, smoothing: float, penalty: float = 0.0, starts: int = 3
+) -> float:
     """The least objective L-BFGS-B finds from several starts."""
     table = np.zeros((pairs.vocab_size, pairs.vocab_size))
     table[pairs.current, pairs.following] = pairs.counts["train"]
@@ -44,7 +46,7 @@ def scipy_best(pairs: PairCounts, width: int, *, bias: bool, smoothing: float, p
     options = {"maxiter": 5000, "maxfun": 5000, "ftol": 1e-12, "gtol": 1e-8}
     return min(
         minimize(objective, random.normal(size=length), jac=True, method="L-BFGS-B", options=options).fun
-        for _ in range(3)
+        for _ in range(starts)
     )
 
 
@@ -62,6 +64,14 @@ def test_newton_finds_what_lbfgs_finds(width, bias, smoothing, penalty):
     expected = scipy_best(pairs, width, bias=bias, smoothing=smoothing, penalty=penalty)
     result = fit_counts(pairs, width, bias=bias, smoothing=smoothing, penalty=penalty, starts=8, tolerance=1e-9)
     assert result.objective == pytest.approx(expected, abs=2e-6)
+
+
+@pytest.mark.slow
+def test_restarts_reach_the_basin_that_few_random_starts_of_lbfgs_find():
+    pairs = names_like(3)
+    expected = scipy_best(pairs, 2, bias=True, smoothing=1 / 27, starts=30)
+    assert fit_counts(pairs, 2, smoothing=1 / 27, starts=1).objective > expected + 1e-3
+    assert fit_counts(pairs, 2, smoothing=1 / 27, starts=32).objective < expected + 1e-5
 
 
 @pytest.mark.parametrize(("bias", "smoothing", "penalty"), [(True, 0.5, 0.0), (False, 0.1, 0.0), (True, 0.1, 1e-2)])

@@ -58,12 +58,13 @@ def test_pair_counts_from_count_matrices_are_those_of_the_text(rng):
         PairCounts.from_counts(tables[0], jnp.zeros_like(tables[0]))
 
 
-def test_pairs_are_the_same_counted_in_a_table_and_by_sorting(rng, monkeypatch):
-    tokens = rng.integers(0, 9, 500).astype(np.int32)
-    split = Split(tokens[:450], tokens[450:])
-    table = PairCounts.from_split(split, 30)
-    monkeypatch.setattr("babyjax.counts.pairs.DENSE_VOCAB", 0)
-    assert_equal(PairCounts.from_split(split, 30), table)
+@pytest.mark.parametrize("length", [60, 500])
+@pytest.mark.parametrize("dense", [0, 1024])
+def test_pairs_are_the_same_counted_in_a_table_and_by_sorting(rng, monkeypatch, length, dense):
+    monkeypatch.setattr("babyjax.counts.pairs.DENSE_VOCAB", dense)
+    tokens = rng.integers(0, 30, length).astype(np.int32)
+    split = split_tokens(tokens)
+    assert_equal(PairCounts.from_split(split, 30), PairCounts.from_counts(*(count_matrix(part, 30) for part in split)))
 
 
 def test_segments_add_up_to_the_counts(rng, monkeypatch):

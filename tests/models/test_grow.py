@@ -1,5 +1,7 @@
 """Each rung of the ladder beside the one below: a point at which it is that, or why there is none."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -30,31 +32,24 @@ def assert_same_function(small, large, length=8):
 TALL = {"block_size": 16, "n_embd": 64, "n_layer": 4, "n_head": 4}
 
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("lower", "changes", "upper", "upper_changes"),
     [
         ("babygpt", {}, "babygpt-v2-position", {}),  # the table is 0
         ("babygpt-v2-position", {}, "babygpt-v7-residual", {}),  # the blocks are silent
-        pytest.param(
-            "babygpt-v3-attention", {}, "babygpt-v4-multihead", {"n_head": 1}, marks=pytest.mark.slow
-        ),  # one head
+        slow("babygpt-v3-attention", {}, "babygpt-v4-multihead", {"n_head": 1}),  # one head
         ("babygpt-v4-multihead", {}, "babygpt-v5-feedforward", {}),  # ReLU where it is the identity
-        pytest.param(
-            "babygpt-v5-feedforward", {}, "babygpt-v6-blocks", {"n_layer": 1}, marks=pytest.mark.slow
-        ),  # one block
+        slow("babygpt-v5-feedforward", {}, "babygpt-v6-blocks", {"n_layer": 1}),  # one block
         ("babygpt-v7-residual", {}, "babygpt-v8-projection", {}),  # projections are the identity
-        pytest.param("babygpt-v2-position", {}, "babygpt-v8-projection", {}, marks=pytest.mark.slow),
-        pytest.param(
-            "babygpt-v9-layernorm", {}, "babygpt-v10-dropout", {}, marks=pytest.mark.slow
-        ),  # dropout has no parameters
-        pytest.param("babygpt-v10-dropout", {}, "babygpt-v11", TALL, marks=pytest.mark.slow),
+        slow("babygpt-v2-position", {}, "babygpt-v8-projection", {}),
+        slow("babygpt-v9-layernorm", {}, "babygpt-v10-dropout", {}),  # dropout has no parameters
+        slow("babygpt-v10-dropout", {}, "babygpt-v11", TALL),  # copies, longer heads, more units, more blocks
         ("babygpt", {"n_embd": 5, "bias": False}, "babygpt", {"n_embd": 15}),
-        pytest.param(
-            "babygpt", {"n_embd": 5}, "babygpt-v2-position", {"n_embd": 10, "block_size": 8}, marks=pytest.mark.slow
-        ),
-        pytest.param(
-            "gpt2", TALL | {"vocab_size": V}, "gpt2", TALL | {"vocab_size": V, "n_layer": 6}, marks=pytest.mark.slow
-        ),
+        slow("babygpt", {"n_embd": 5}, "babygpt-v2-position", {"n_embd": 10, "block_size": 8}),
+        slow("gpt2", TALL | {"vocab_size": V}, "gpt2", TALL | {"vocab_size": V, "n_layer": 6}),
     ],
     ids=lambda part: part.removeprefix("babygpt-") if isinstance(part, str) else "",
 )

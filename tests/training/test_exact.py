@@ -1,5 +1,7 @@
 """Training on counts as events."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from babyjax import BabyGPTConfig, ExactEvaluator, evaluated
 from babyjax.config import CountsConfig
 from babyjax.counts import fit as fit_module
 from babyjax.errors import OutOfMemoryError
+from babyjax.evaluation.losses import Nats
+from babyjax.models.base import LanguageModel
 from babyjax.training.events import Trainer
 from babyjax.training.exact import ExactTrainer
 from babyjax.trees import named_arrays
@@ -17,7 +21,12 @@ PAIRS = random_pairs(seed=1, length=200)
 EVALUATE = ExactEvaluator(PAIRS, np.ones(V, int))
 
 
-def trainer(n_embd: int = 3, bias: bool = True, evaluate=EVALUATE, **options) -> ExactTrainer:
+def trainer(
+    n_embd: int = 3,
+    bias: bool = True,
+    evaluate: Callable[[LanguageModel], dict[str, Nats]] = EVALUATE,
+    **options,
+) -> ExactTrainer:
     return ExactTrainer(PAIRS, BabyGPTConfig(n_embd=n_embd, bias=bias), CountsConfig(**options), 0, evaluate)
 
 
