@@ -97,15 +97,19 @@ def _fail(error: BabyjaxError, cause: Exception) -> NoReturn:
 
 def command_line(command: str, *arguments: str) -> str:
     """Return the command line of a command, to be pasted into the shell that typed this one."""
-    script, python = shutil.which("babyjax"), Path(sys.executable)
-    if script and Path(script).parent == python.parent:
-        return shlex.join(["babyjax", command, *arguments])
-    if shutil.which("python") == str(python):
-        python = Path("python")
-    else:
-        with suppress(ValueError, OSError):  # not below the working directory, or that was deleted
-            python = python.relative_to(Path.cwd())
-    return shlex.join([str(python), "-m", f"babyjax.{command}", *arguments])
+    python = Path(sys.executable)
+    script = python.with_name("babyjax")
+    start = [_as_typed(script)] if script.is_file() else [_as_typed(python), "-m", "babyjax"]
+    return shlex.join([*start, command, *arguments])
+
+
+def _as_typed(program: Path) -> str:
+    """Return the shortest way to call a program from the working directory."""
+    if shutil.which(program.name) == str(program):
+        return program.name
+    with suppress(ValueError, OSError):  # not below the working directory, or that was deleted
+        return str(program.relative_to(Path.cwd()))
+    return str(program)
 
 
 def describe(options: Options) -> str:

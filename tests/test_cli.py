@@ -1,7 +1,6 @@
 """What the commands share: help, errors, exit statuses, output that cannot be written."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -107,30 +106,26 @@ def test_every_option_of_a_command_is_described():
     assert "what a token is, char or byte" in describe(Config())
 
 
-class Shell:
-    """A shell's idea of the programs there are."""
-
-    def __init__(self, **programs):
-        self.programs = programs
-
-    def __call__(self, name):
-        return self.programs.get(name)
-
-
 @pytest.mark.parametrize(
-    ("programs", "executable", "line"),
+    ("installed", "folder", "on_path", "line"),
     [
-        ({"babyjax": "/venv/bin/babyjax"}, "/venv/bin/python", "babyjax sample 'run_dir=my run'"),
-        ({"babyjax": "/other/bin/babyjax"}, "/venv/bin/python", "/venv/bin/python -m babyjax.sample 'run_dir=my run'"),
-        ({"python": "/venv/bin/python"}, "/venv/bin/python", "python -m babyjax.sample 'run_dir=my run'"),
-        ({}, "{cwd}/.venv/bin/python", ".venv/bin/python -m babyjax.sample 'run_dir=my run'"),
+        (True, "venv", True, "babyjax sample 'run_dir=my run'"),
+        (True, "here/.venv", False, ".venv/bin/babyjax sample 'run_dir=my run'"),
+        (True, "venv", False, "{folder}/bin/babyjax sample 'run_dir=my run'"),
+        (False, "venv", True, "python -m babyjax sample 'run_dir=my run'"),
+        (False, "here/.venv", False, ".venv/bin/python -m babyjax sample 'run_dir=my run'"),
     ],
 )
-def test_a_command_line_runs_in_the_shell_that_typed_this_one(monkeypatch, tmp_path, programs, executable, line):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(shutil, "which", Shell(**programs))
-    monkeypatch.setattr(sys, "executable", executable.format(cwd=Path.cwd()))
-    assert command_line("sample", "run_dir=my run") == line
+def test_a_command_line_runs_in_the_shell_that_typed_this_one(monkeypatch, tmp_path, installed, folder, on_path, line):
+    programs = tmp_path / folder / "bin"
+    programs.mkdir(parents=True)
+    (tmp_path / "here").mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("python", "babyjax") if installed else ("python",):
+        (programs / name).touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    monkeypatch.setenv("PATH", str(programs) if on_path else "/nowhere")
+    assert command_line("sample", "run_dir=my run") == line.format(folder=tmp_path / folder)
 
 
 def babyjax_command(monkeypatch, *arguments):

@@ -42,7 +42,7 @@ class Decoder:
         self.model = model
 
     def init_cache(self, batch: int) -> Any:
-        """Return the cache of `batch` empty rows of up to `context_length` tokens."""
+        """Return the cache of `batch` empty rows of up to `context_length` tokens, the first axis of every leaf."""
         return jnp.zeros((batch, self.model.context_length), jnp.int32), jnp.zeros(batch, jnp.int32)
 
     def extend(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -117,7 +118,8 @@ class ConsoleSink:
             self._update = self._screen.bar(self._step, self._total)
             self._start = time.monotonic()
             return
-        loss = f"{event.train_losses[-1]:.3f} " if len(event.train_losses) else ""
+        known = np.isfinite(event.train_losses[-1:]).any()  # counting has no loss of a batch
+        loss = f"{event.train_losses[-1]:.3f} " if known else ""
         self._update(completed=event.step, description=f"{loss}{event.note}")
         now = time.monotonic()
         if event.losses and (event.milestone or event.last or now - self._shown > 1):
