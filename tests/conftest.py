@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 
 # Most of the time of the tests is compilation, so XLA optimizes less here: the results are the same but for rounding.
-# BABYJAX_DEFAULT_XLA=1 compiles as users do; subprocesses always do. Runs that are compared to the byte in one process
-# have the same flags.
+# BABYJAX_DEFAULT_XLA=1 compiles as users do, as subprocesses always do, and tries more examples of each property. Runs
+# that are compared to the byte in one process have the same flags.
 FAST = os.environ.get("BABYJAX_DEFAULT_XLA") != "1"
 FAST_FLAGS = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 
@@ -35,7 +35,7 @@ if FAST:
     # JAX takes the flags of a program from the environment, so it would mistake these programs for optimized ones.
     jax.config.update("jax_compilation_cache_dir", f"{os.environ['BABYJAX_TEST_CACHE']}/fast")
 
-hypothesis.settings.register_profile("babyjax", deadline=None, max_examples=30, derandomize=True)
+hypothesis.settings.register_profile("babyjax", deadline=None, max_examples=10 if FAST else 30, derandomize=True)
 hypothesis.settings.load_profile("babyjax")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -280,6 +280,7 @@ def test_a_vocabulary_of_one_or_two_characters_is_fine(call, tmp_path, text):
         assert (code, err, len(out)) == (0, "", 6)
 
 
+@pytest.mark.slow
 def test_the_unigram_model_trains_and_samples(call, tmp_path):
     """model.n_embd=0 leaves the bias of the head."""
     (tmp_path / "mine.txt").write_text("aaab" * 50)

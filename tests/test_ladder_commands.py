@@ -92,6 +92,7 @@ def test_a_rung_trains_goes_on_evaluates_and_samples(call, tmp_path, text, name)
     assert all(len(sample) == 32 and set(sample) <= set(TEXT) for sample in samples)
 
 
+@pytest.mark.slow
 def test_a_stop_ends_a_text_and_stride_and_split_choose_what_is_evaluated(call, trained):
     run = f"run_dir={trained('babygpt-v4-multihead')}"
     sample = (run, "max_new_tokens=200", "num_samples=3", "temperature=3")

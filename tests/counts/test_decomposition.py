@@ -32,6 +32,7 @@ def test_the_terms_add_up_and_the_best_is_the_best(width, bias):
         assert entropy + approximation >= most - 1e-3
 
 
+@pytest.mark.slow
 def test_a_model_that_is_the_best_is_the_best():
     model = fit_counts(PAIRS, 3, starts=30, seed=100, tolerance=1e-8).model
     terms = decompose(PAIRS, model, EVALUATE(model))

@@ -39,7 +39,7 @@ def in_process(sides: list[Side], rounds: int) -> list[workers.Details]:
     ]
 
 
-@pytest.mark.parametrize("part", mostly_slow((part for part in speed.PARTS if part != "commands"), "v1"))
+@pytest.mark.parametrize("part", mostly_slow((part for part in speed.PARTS if part != "commands"), "counting"))
 def test_every_figure_is_measured_and_shown(text, part):
     figures = [figure for figure in Plan([text], gpu=False, quick=True).figures() if figure.part == part]
     assert figures

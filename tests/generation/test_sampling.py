@@ -81,7 +81,7 @@ def by_the_stated_rule(model, prompt, count):
 
 @given(st.lists(st.lists(st.integers(0, V - 1), min_size=1, max_size=11), min_size=3, max_size=3))
 @settings(max_examples=10)
-@pytest.mark.parametrize("name", mostly_slow(sorted(MODELS), "babygpt", "babygpt-v6-blocks"))
+@pytest.mark.parametrize("name", mostly_slow(sorted(MODELS), "babygpt"))
 def test_texts_longer_than_a_block_follow_the_stated_rule_with_and_without_a_cache(name, prompts):
     # The longest prompt is as long as a block, so that all examples share a compiled program.
     model, prompts = MODELS[name], [np.array(prompt) for prompt in [*prompts[:2], prompts[2] * BLOCK]]
@@ -97,6 +97,7 @@ def test_short_prompts_follow_the_stated_rule(name):
     assert tokens.tolist() == [by_the_stated_rule(MODELS[name], prompt, NEW) for prompt in PROMPTS]
 
 
+@pytest.mark.slow
 def test_a_row_is_the_same_beside_prompts_of_any_length():
     prompts = [np.arange(3), np.arange(8), np.arange(11)]
     together = generate(GPT2, prompts, jax.random.key(0), NEW)

@@ -80,6 +80,7 @@ EXTEND = {
 KINDS = [*((name, "own") for name in PIECES), ("babygpt-v6-blocks", "default")]
 
 
+@pytest.mark.slow
 @given(data=st.data(), kind=st.sampled_from(KINDS))
 def test_texts_read_in_pieces_of_any_lengths_give_the_logits_of_the_whole(data, kind):
     name, kind = kind

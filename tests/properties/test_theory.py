@@ -315,6 +315,7 @@ def test_15_the_dual_is_below_every_penalized_loss(tokens, seed, penalty):
     assert bound <= objective(Factors(np.zeros((V, 1)), np.zeros((V, 1)), None)) + 1e-9
 
 
+@pytest.mark.slow
 def test_16_a_cycle_is_learned_at_a_width_of_two():
     tokens = np.tile(np.arange(V, dtype=np.int32), 20)
     result = fit_counts(pairs_of(tokens), 2, bias=False, starts=4)

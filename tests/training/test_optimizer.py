@@ -52,7 +52,7 @@ def test_a_cosine_is_a_cosine():
     np.testing.assert_allclose(shape, [1.0, 0.75, 0.25], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", mostly_slow(["adamw", "muon"], "adamw"))
 def test_a_schedule_multiplies_the_rate_whatever_it_is(name):
     """An update at the end is `final_fraction` times that at the peak, for both rates of muon too."""
     model = network("babygpt-v6-blocks")

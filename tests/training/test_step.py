@@ -138,6 +138,7 @@ def test_accumulated_gradients_give_the_step_of_the_whole_batch(parts):
     chex.assert_trees_all_close(after.model, whole.model, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_accumulation_parts_and_steps_drop_differently():
     state = init_state(filled(small("babygpt-v10-dropout", n_layer=1), V), SGD)
     inputs, targets = (jnp.tile(part[:1], (4, 1)) for part in batch_at(TOKENS, 1, 0, 4, 8))
