@@ -30,7 +30,7 @@ def amount(figure: dict[str, Any], seconds: float) -> str:
 
 def remarks(side: dict[str, Any], seconds: float) -> str:
     """What else is known of our side."""
-    known = [form.format(side[key]) for key, form in REMARKS.items() if key in side]
+    known = [form.format(side[key]) for key, form in REMARKS.items() if side.get(key) is not None]
     if "seconds_at_peak" in side:
         known.append(f"{side['tokens'] / seconds:,.0f} tokens/s, MFU {side['seconds_at_peak'] / seconds:.1%}")
     return ", ".join(known)
