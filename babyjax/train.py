@@ -142,7 +142,9 @@ def _conclude(event: "babyjax.Event", config: Config, task: "babyjax.Task", scre
             f"{loss.tokens:,} of {name}" + (f" +-{loss.standard_error:.4f}" if loss.standard_error is not None else "")
             for name, loss in losses.items()
         )
-        screen.say(f"scored    {scored}; all tokens: {command_line('evaluate', f'run_dir={config.run_dir}')}")
+        rule = " (standard errors from segments of at least 5,000 tokens)" if "+-" in scored else ""
+        screen.say(f"scored    {scored}{rule}")
+        screen.say(f"          all tokens: {command_line('evaluate', f'run_dir={config.run_dir}')}")
     for line in event.summary:
         screen.say(line)
     screen.say(f"saved to  {config.run_dir}")

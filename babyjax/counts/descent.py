@@ -61,7 +61,7 @@ def _second_moments(factors: Factors, targets: Targets) -> tuple[Float[np.ndarra
 
 
 def whiten(factors: Factors, targets: Targets) -> Factors:
-    """Return the same predictions with equal and diagonal second moments of A and of B, weighted by frequency.
+    """Return factors that predict the same, with equal and diagonal second moments of A and B, weighted by frequency.
 
     There the Hessian is about diagonal: w_i or u_j, times the second moment of the other factor. A context that is
     never seen becomes the mean context.
@@ -136,8 +136,8 @@ class Draws:
         An entry has its place in the flat rows of its update.
         """
         shape = UPDATES_PER_DISPATCH, self._rows
-        place = np.arange(self._rows) + np.random.default_rng(seed).random(shape)  # one draw in each part
-        drawn = np.searchsorted(self._edges, place * (self._edges[-1] / self._rows), side="right")
+        level = np.arange(self._rows) + np.random.default_rng(seed).random(shape)  # one draw in each part
+        drawn = np.searchsorted(self._edges, level * (self._edges[-1] / self._rows), side="right")
         drawn = self._order[np.minimum(drawn, len(self._order) - 1)]
         chance, targets = self._chance[drawn], self._targets
         entries = [targets.matrix[rows] for rows in drawn]
@@ -199,7 +199,7 @@ def _adam(
         step = jax.tree.map(
             lambda m, s, n: -rate * m / (1 - BETA1**n) / (jnp.sqrt(s / (1 - BETA2**n)) + EPSILON), mean, square, count
         )
-        factors = Factors(
+        factors = Factors(  # a context is drawn less often, so its rate is twice as high
             embedding.at[contexts].add(2 * step.embedding), head + step.head, None if bias is None else bias + step.bias
         )
         mean, square = (

@@ -110,7 +110,7 @@ class CountsProblem:
 
     A restart ends when a step predicts less than `tolerance` nats (default: by method). The best restart is the one
     with the least `score` of its model (default: its objective). Without the second order there are no restarts from
-    random factors or near the best.
+    random factors or near the best; with a large vocabulary there is one restart for each objective.
 
     Raises: ConfigError if there is nothing to fit or a restart is invalid.
     """
@@ -142,8 +142,9 @@ class CountsProblem:
         self.tolerance = default if tolerance is None else tolerance
         many = self.second_order and self.width
         self.restarts = [restart for restart in restarts if many or restart.start not in ("random", "near best")]
-        if not self.dense and score is None:
-            del self.restarts[1:]
+        if not self.dense:  # one descent for each objective
+            first = {restart[2:]: restart for restart in reversed(self.restarts)}
+            self.restarts = [restart for restart in self.restarts if first[restart[2:]] is restart]
         if n_embd < 0 or not self.restarts:
             raise ConfigError(f"nothing to fit: n_embd={n_embd} and {len(self.restarts)} restarts")
         self.targets = lru_cache(maxsize=1)(partial(Targets.of, pairs))  # by smoothing
@@ -263,7 +264,7 @@ class CountsProblem:
             known = f"within {bound(gap)} nats of the global optimum of the {loss}"
         else:
             known = f"best of {fits} restart{'s' * (fits != 1)}, within {bound(gap)} nats of the least {loss}"
-            if not self.dense:
+            if not self.dense and self.score is None:
                 brought = bound(float(position.descent.predicted_decrease))
                 known += f"; the last {ITERATIONS} iterations of L-BFGS brought {brought}"
         return f"{known}; chosen by validation among {fits} fits" if self.score else known

@@ -1,1 +1,1 @@
-"""Objective, optimiser, step, exact statistics, checkpoints, the loop."""
+"""Trainers as generators of events, and the training step."""

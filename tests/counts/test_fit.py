@@ -148,6 +148,13 @@ def test_the_dual_bounds_how_far_the_best_is(penalty):
     assert (np.array(gaps) >= np.array(objectives) - float(end.best_score) - 1e-12).all()
 
 
+def test_a_large_vocabulary_has_one_restart_for_each_value_to_choose_from(monkeypatch):
+    monkeypatch.setattr(fit_module, "DENSE_CELLS", 0)
+    problem = CountsProblem(random_pairs(), 3, plan_choice("penalty", 4, 0, 0.1, 0.0), score=lambda model: 0.0)
+    assert [restart.start for restart in problem.restarts] == ["svd"] + ["previous"] * 8
+    assert len({restart.penalty for restart in problem.restarts}) == 9
+
+
 def test_a_hard_width_is_the_best_of_its_restarts_with_a_bound_that_holds():
     pairs = random_pairs()
     result, single = fit_counts(pairs, 3, starts=3), fit_counts(pairs, 3)
