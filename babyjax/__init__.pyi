@@ -2,6 +2,7 @@ from .config import BabyGPTConfig as BabyGPTConfig
 from .config import BigramConfig as BigramConfig
 from .counts.decomposition import decompose as decompose
 from .counts.fit import fit_counts as fit_counts
+from .counts.kneser_ney import estimate_ngram as estimate_ngram
 from .counts.pairs import PairCounts as PairCounts
 from .counts.pairs import count_windows as count_windows
 from .data.batches import Split as Split
@@ -12,9 +13,15 @@ from .data.corpus import load_corpus as load_corpus
 from .data.corpus import read_corpus as read_corpus
 from .data.tokenizer import ByteTokenizer as ByteTokenizer
 from .data.tokenizer import CharTokenizer as CharTokenizer
+from .evaluation.adaptive import adaptive_nats as adaptive_nats
+from .evaluation.evaluator import make_evaluator as make_evaluator
+from .evaluation.evaluator import token_nats as token_nats
 from .evaluation.losses import ContextEvaluator as ContextEvaluator
 from .evaluation.losses import ExactEvaluator as ExactEvaluator
+from .evaluation.losses import Nats as Nats
 from .generation.sampling import generate as generate
+from .interop.arpa import arpa_lines as arpa_lines
+from .interop.arpa import read_arpa as read_arpa
 from .models import make_model as make_model
 from .models.babygpt import BabyGPT as BabyGPT
 from .models.base import LanguageModel as LanguageModel
@@ -22,6 +29,8 @@ from .models.bigram import Bigram as Bigram
 from .models.bigram import count_chunks as count_chunks
 from .models.bigram import count_matrix as count_matrix
 from .models.grow import grow as grow
+from .models.mixture import Mixture as Mixture
+from .models.ngram import NGram as NGram
 from .options import load_config as load_config
 from .presets import preset as preset
 from .runs.directory import LoadedRun as LoadedRun
@@ -35,6 +44,7 @@ from .sinks.console import Screen as Screen
 from .task import Task as Task
 from .task import load_task as load_task
 from .task import make_trainer as make_trainer
+from .task import ngram_baseline as ngram_baseline
 from .training.events import Event as Event
 from .training.events import evaluated as evaluated
 from .training.step import Hyper as Hyper

@@ -117,7 +117,7 @@ def describe(options: Options) -> str:
     rows = []
     for key, value, field in options_of(options):
         text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        limits = interval_of(field) or " or ".join(choices_of(field))
+        limits = " or ".join(filter(None, (*choices_of(field), interval_of(field))))
         shown = text.replace("\n", "\\n")
         rows.append((f"{key}={shown}", ", ".join(filter(None, (field.description, limits)))))
     width = max(len(left) for left, _ in rows)

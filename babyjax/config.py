@@ -5,7 +5,8 @@ and hashable, so that a model can keep its config as static data. Nothing here i
 """
 
 import difflib
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -64,10 +65,17 @@ def unknown(what: str, given: str, known: list[str]) -> ConfigError:
     return ConfigError(f"unknown {what} {given!r}; {hint}")
 
 
+def kinds_of(field: Any) -> tuple[Any, ...]:
+    """The types of an option, more than one in a union."""
+    kind = field.annotation
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
 def interval_of(field: Any) -> str:
     """The range of a numeric option as written in mathematics, "[0, 1)"; empty if it has none."""
     bounds = {}
-    for limit in field.metadata:
+    own = [limit for kind in kinds_of(field) for info in getattr(kind, "__metadata__", ()) for limit in info.metadata]
+    for limit in [*field.metadata, *own]:
         for name in ("ge", "gt", "le", "lt"):
             if hasattr(limit, name):
                 bounds[name] = f"{getattr(limit, name):g}".replace("e+0", "e").replace("e-0", "e-")
@@ -78,8 +86,8 @@ def interval_of(field: Any) -> str:
 
 
 def choices_of(field: Any) -> tuple[str, ...]:
-    """The values of an option that is one of a few words; empty for any other."""
-    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    """The words an option may be; empty if any, or none."""
+    return tuple(word for kind in kinds_of(field) if get_origin(kind) is Literal for word in get_args(kind))
 
 
 def _sentence(cls: type[Options], error: Any) -> str:
@@ -99,24 +107,60 @@ def _sentence(cls: type[Options], error: Any) -> str:
 
 class ModelConfig(Options):
     group: ClassVar[str] = "model"
-    block_size: int = option(8, "tokens in a training window", ge=1, le=1e9)
+    trainers: ClassVar[tuple[str, ...]]  # what it can be trained by
 
     @property
     def is_v1(self) -> bool:
         """Whether this is BabyGPT v1."""
         return False
 
+    @property
+    def least_tokens(self) -> int:
+        """A training text must be longer than this."""
+        return 1
 
-class BigramConfig(ModelConfig):
+
+class WindowedConfig(ModelConfig):
+    """A model that is trained on windows."""
+
+    block_size: int = option(8, "tokens in a training window", ge=1, le=1e9)
+
+    @property
+    def least_tokens(self) -> int:
+        return self.block_size
+
+
+class BigramConfig(WindowedConfig):
     """The count bigram."""
 
+    trainers: ClassVar[tuple[str, ...]] = ("counting",)
     smoothing: float = option(1.0, "added to every count", ge=0, le=1e9)
     counting: Literal["corpus", "windows"] = option("corpus", "count every pair once, or random training windows")
 
 
-class BabyGPTConfig(ModelConfig):
+class NGramConfig(ModelConfig):
+    """The counted n-gram."""
+
+    trainers: ClassVar[tuple[str, ...]] = ("counting",)
+    order: Annotated[int, Field(ge=1, le=10)] | Literal["auto"] = option("auto", "tokens of the longest n-grams")
+    discounts: Literal["published", "fitted"] = option(
+        "published", "what is taken from counts: formula or held-out fit"
+    )
+    arpa: str | None = option(None, "take the n-grams of this ARPA file instead of counting")
+
+
+class MixtureConfig(ModelConfig):
+    """A linear mixture of trained runs."""
+
+    trainers: ClassVar[tuple[str, ...]] = ("mixing",)
+    parts: str = option("", "run directories to mix, with commas between them")
+    weights: Literal["global", "depth"] = option("depth", "one weight per part, or one by matched context of an n-gram")
+
+
+class BabyGPTConfig(WindowedConfig):
     """A network of the ladder; the defaults are BabyGPT v1."""
 
+    trainers: ClassVar[tuple[str, ...]] = ("sgd", "counts")
     n_embd: int = count(32, "embedding width (0: the unigram model)")
     bias: bool = option(True, "bias in the head")
     position: bool = option(False, "learned position embedding")
@@ -214,7 +258,7 @@ class SGDConfig(OptimizerConfig):
 
 
 class TrainerConfig(Options):
-    """Training without options of its own: gradient steps, or counting once."""
+    """Training without options of its own: gradient steps, counting once, or mixing trained runs."""
 
     group: ClassVar[str] = "trainer"
 
@@ -288,10 +332,9 @@ class Config(Options):
     @model_validator(mode="after")
     def _fit_together(self) -> "Config":
         names, model = self.choices, self.model
-        counted = isinstance(model, BigramConfig)
-        if counted != (names.trainer == "counting"):
-            rule = "model=bigram is trained by trainer=counting" if counted else "trainer=counting is for model=bigram"
-            raise ConfigError(f"model={names.model} trainer={names.trainer}: {rule}")
+        if names.trainer not in model.trainers:
+            able = " or ".join(f"trainer={name}" for name in model.trainers)
+            raise ConfigError(f"model={names.model} is trained by {able}, not by trainer={names.trainer}")
         if isinstance(self.trainer, CountsConfig) and not model.is_v1:
             raise ConfigError(f"trainer=counts is for v1 in float32; model={names.model} with these options is not")
         if self.train.grow_from and names.trainer != "sgd":

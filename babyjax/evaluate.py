@@ -1,14 +1,18 @@
 """`babyjax evaluate run_dir=...`: losses of a trained model over whole splits."""
 
+import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 import babyjax
 from babyjax.cli import describe, prepare_jax, run_command, show
 from babyjax.config import Options, option, size
-from babyjax.errors import ConfigError
-from babyjax.files import finite_json
+from babyjax.errors import BabyjaxError, ConfigError
+from babyjax.files import finite_json, replace_file, user_path
 from babyjax.options import read_options
 
 
@@ -17,6 +21,8 @@ class EvaluateConfig(Options):
     step: str = option("newest", "checkpoint: newest, best (by validation loss) or a step")
     split: Literal["both", "train", "val"] = option("both", "splits to evaluate")
     stride: int | None = size(None, "tokens between context windows (empty: half a block)")
+    adaptive: bool = option(False, "also predict each validation token and then count it (models that count)")
+    per_token: str | None = option(None, "write the loss of every token to this .npz file")
     format: Literal["text", "json"] = option("text", "a table, or one JSON object")
 
 
@@ -37,45 +43,77 @@ def evaluate(
     split: str = "both",
     stride: int | None = None,
     progress: Callable[[str, float], None] = lambda split, share: None,
+    *,
+    adaptive: bool = False,
+    per_token: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a run and return what `format=json` prints; `bigram_baseline` is in nats per token.
+    """Evaluate a run and return what `format=json` prints; `bigram_baseline` and `ngram_baseline` are nats per token.
 
     `least_context` is the smallest context of a token past the first block of a split. `standard_error` compares
-    contiguous segments of at least 5,000 tokens; it is None if a split has fewer than two.
+    contiguous segments of at least 5,000 tokens; it is None if a split has fewer than two. With `adaptive` the
+    validation split also has what `adaptive_nats` says. `per_token` names a file for the losses of every token but the
+    first of each split, and of the n-gram: arrays "val", "val_ngram", "val_adaptive" and so on, in nats.
 
-    Raises: ConfigError if the stride does not fit the model, RunError if the run cannot be read.
+    Raises: ConfigError if an option does not fit the model, RunError if the run cannot be read, BabyjaxError if the
+    file cannot be written.
     """
     run = babyjax.load_run(run_dir, step)
-    block_size, byte_lengths = run.model.context_length, run.tokenizer.byte_lengths
+    model, byte_lengths, vocab_size = run.model, run.tokenizer.byte_lengths, run.tokenizer.vocab_size
+    if stride is not None and model.max_length is None:
+        raise ConfigError(f"stride= is for models with blocks; {run.config.choices.model} sees all it can of any text")
+    if adaptive and split == "train":
+        raise ConfigError("adaptive=true is about the validation split; leave out split=train")
+    path = user_path(per_token, BabyjaxError) if per_token else None
     tokens = babyjax.split_tokens(run.tokenizer.encode(run.corpus().text))
-    pairs = babyjax.PairCounts.from_split(tokens, run.tokenizer.vocab_size)
+    pairs = babyjax.PairCounts.from_split(tokens, vocab_size)
     names = ["train", "val"] if split == "both" else [split]
-    if block_size == 1:
-        if stride is not None:
-            raise ConfigError(f"stride= is for models with a context; {run.config.choices.model} reads one token")
-        losses, stride = babyjax.ExactEvaluator(pairs, byte_lengths)(run.model), 1
+    sizes = {name: int(byte_lengths[text[1:]].sum()) for name, text in tokens._asdict().items()}
+    if model.max_length is not None and stride is None:
+        stride = max(1, model.max_length // 2)
+    if path is None:
+        losses = babyjax.make_evaluator(model, pairs, tokens, byte_lengths, stride)(model, names, progress)
+        arrays = {}
     else:
-        stride = max(1, block_size // 2) if stride is None else stride
-        evaluator = babyjax.ContextEvaluator(tokens, byte_lengths, block_size, stride)
-        losses = evaluator(run.model, names, progress)
+        arrays = {name: babyjax.token_nats(model, tokens, byte_lengths, name, stride, progress) for name in names}
+        losses = {name: babyjax.Nats.of_tokens(nats, sizes[name]) for name, nats in arrays.items()}
+    ngram = babyjax.ngram_baseline(tokens, vocab_size)
+    block_size = model.max_length or model.context_length
+    splits: dict[str, Any] = {name: {**_shown(losses[name]), "bigram_baseline": pairs.baseline(name)} for name in names}
+    if "val" in names:
+        splits["val"]["ngram_baseline"], arrays["val_ngram"] = ngram.val, ngram.nats
+        if adaptive:
+            arrays["val_adaptive"] = babyjax.adaptive_nats(run.config, model, run.parts, tokens, byte_lengths, progress)
+            splits["val"]["adaptive"] = _shown(babyjax.Nats.of_tokens(arrays["val_adaptive"], sizes["val"]))
+    if path is not None:
+        _save(path, arrays)
     return {
         "model": run.config.choices.model,
-        "vocab_size": run.tokenizer.vocab_size,
+        "vocab_size": vocab_size,
         "step": run.step,
         "block_size": block_size,
-        "stride": stride,
-        "least_context": block_size - stride + 1,
-        "splits": {
-            name: {
-                "nats_per_token": losses[name].per_token,
-                "standard_error": losses[name].standard_error,
-                "bits_per_byte": losses[name].bits_per_byte,
-                "perplexity": losses[name].perplexity,
-                "tokens": losses[name].tokens,
-                "bigram_baseline": pairs.baseline(name),
-            }
-            for name in names
-        },
+        "stride": stride or 1,
+        "least_context": block_size - (stride or 1) + 1,
+        "ngram_order": ngram.order,
+        "splits": splits,
+    }
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays)
+    try:
+        replace_file(path, content.getvalue())
+    except OSError as error:
+        raise BabyjaxError(f"cannot write per_token={path}: {error.strerror}") from None
+
+
+def _shown(loss: "babyjax.Nats") -> dict[str, Any]:
+    return {
+        "nats_per_token": loss.per_token,
+        "standard_error": loss.standard_error,
+        "bits_per_byte": loss.bits_per_byte,
+        "perplexity": loss.perplexity,
+        "tokens": loss.tokens,
     }
 
 
@@ -92,6 +130,8 @@ def main(argv: list[str]) -> None:
             config.split,
             config.stride,
             lambda split, share: update(f"evaluating on {split}: {share:.0%}"),
+            adaptive=config.adaptive,
+            per_token=config.per_token,
         )
     show(json.dumps(finite_json(result), allow_nan=False) if config.format == "json" else _table(config, result))
 
@@ -100,19 +140,29 @@ def _table(config: EvaluateConfig, result: dict[str, Any]) -> str:
     lines = [f"{result['model']} after step {result['step']:,}, vocabulary {result['vocab_size']:,}, {config.run_dir}"]
     if result["block_size"] > 1:
         lines.append(f"context of {result['least_context']:,} to {result['block_size']:,} tokens past the first block")
-    lines.append("\nsplit  nats/token  std error  bits/byte  perplexity      tokens  bigram baseline")
+    order = f"{result['ngram_order']}-gram"
+    heads = f"\nsplit  nats/token  std error  bits/byte  perplexity      tokens   bigram  {order:>7}"
+    lines.append(heads + "  adaptive nats/token" * config.adaptive)
     for name, split in result["splits"].items():
-        error = split["standard_error"]
-        lines.append(
+        error, ngram = split["standard_error"], split.get("ngram_baseline")
+        row = (
             f"{name:5}  {split['nats_per_token']:10.4f}  {'-' if error is None else f'{error:.4f}':>9}  "
-            f"{split['bits_per_byte']:9.4f}"
-            f"  {split['perplexity']:10.2f}  {split['tokens']:10,}  {split['bigram_baseline']:15.4f}"
+            f"{split['bits_per_byte']:9.4f}  {split['perplexity']:10.2f}  {split['tokens']:10,}  "
+            f"{split['bigram_baseline']:7.4f}  {'-' if ngram is None else f'{ngram:.4f}':>7}"
         )
+        if config.adaptive:
+            row += f"  {split['adaptive']['nats_per_token']:19.4f}" if "adaptive" in split else f"  {'-':>19}"
+        lines.append(row)
     lines.append(
         "\nStandard error: from contiguous segments of at least 5,000 tokens; - where there are fewer than two."
-        "\nBigram baseline: on train the entropy of the pairs, a lower bound for models of one previous token;"
-        "\non val the loss of the add-one count bigram fitted to train."
+        "\nBigram: on train the entropy of the pairs, a lower bound for models of one previous token; on val the loss"
+        "\nof the add-one count bigram fitted to train."
+        f"\n{order}: a counted n-gram of the order that is best for the last tenth of train (modified Kneser-Ney)."
     )
+    if config.adaptive:
+        lines.append(
+            "Adaptive: each token is predicted, then counted. Not to be compared with the static losses beside it."
+        )
     return "\n".join(lines)
 
 

@@ -14,12 +14,15 @@ from babyjax.errors import BabyjaxError
 TEMPORARY = ".babyjax-"
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write UTF-8 text to `path` at once, never through a symbolic link there. Raises: OSError; the old file stays."""
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write bytes, or text as UTF-8, to `path` at once, never through a symbolic link there.
+
+    Raises: OSError; the old file stays.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
         os.replace(temporary, path)
     except BaseException:

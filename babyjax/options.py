@@ -7,7 +7,7 @@ is answered at once.
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
 
@@ -18,6 +18,7 @@ from babyjax.config import (
     Config,
     Options,
     choices_of,
+    kinds_of,
     unknown,
 )
 from babyjax.errors import ConfigError
@@ -61,10 +62,12 @@ def parse_arguments(argv: list[str]) -> dict[str, str]:
 
 def _read_value(key: str, text: str, field: Any) -> Any:
     """A value from text, by the type of its option. Ranges and choices are checked by the config class."""
-    kinds = get_args(field.annotation) or (field.annotation,)
+    # Annotated[int, ...] is an int with limits.
+    kinds = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds_of(field)]
     if type(None) in kinds and (text == "" or (text in ("none", "null") and str not in kinds)):
         return None
-    if str in kinds or choices_of(field):
+    words = choices_of(field)
+    if str in kinds or text in words or (words and not {int, float} & set(kinds)):
         return text
     if bool in kinds:
         if text.lower() in ("true", "false"):
@@ -74,7 +77,7 @@ def _read_value(key: str, text: str, field: Any) -> Any:
     try:
         return number(text)
     except ValueError:
-        raise ConfigError(f"{key}={shown(text)} is not {what}") from None
+        raise ConfigError(f"{key}={shown(text)} is not {' or '.join([what, *words])}") from None
 
 
 def _build(kind: type[Options], values: dict[str, Any], arguments: dict[str, str], known: list[str]) -> Any:
@@ -261,8 +264,10 @@ def differences(ours: Config, theirs: Config) -> list[str]:
 
 
 def _same(key: str, ours: Any, theirs: Any) -> bool:
-    if key == "train.grow_from" and ours and theirs:  # one path can be written in many ways
-        ours, theirs = user_path(ours, ConfigError), user_path(theirs, ConfigError)
+    if (
+        key in ("train.grow_from", "model.parts", "model.arpa") and ours and theirs
+    ):  # a path can be written in many ways
+        ours, theirs = ([user_path(path, ConfigError) for path in paths.split(",")] for paths in (ours, theirs))
     return ours == theirs
 
 

@@ -13,7 +13,9 @@ from babyjax.config import (
     CountsConfig,
     DataConfig,
     LionConfig,
+    MixtureConfig,
     MuonConfig,
+    NGramConfig,
     Options,
     SGDConfig,
     SyntheticConfig,
@@ -26,6 +28,8 @@ Preset = tuple[type[Options] | str, dict[str, Any]]
 # The ladder. Each rung of v2 to v10 adds one idea to the rung above it in this table.
 MODELS: dict[str, Preset] = {
     "bigram": (BigramConfig, {"trainer": "counting"}),
+    "ngram": (NGramConfig, {"trainer": "counting"}),
+    "mixture": (MixtureConfig, {"trainer": "mixing"}),
     "babygpt": (BabyGPTConfig, {}),
     "babygpt-v2-position": ("babygpt", {"model.position": True}),
     "babygpt-v3-attention": ("babygpt-v2-position", {"model.n_layer": 1}),
@@ -99,6 +103,7 @@ DATA: dict[str, Preset] = {
 TRAINERS: dict[str, Preset] = {
     "sgd": (TrainerConfig, {}),
     "counting": (TrainerConfig, {}),
+    "mixing": (TrainerConfig, {}),
     "counts": (CountsConfig, {"train.eval_interval": 1, "checkpoint.seconds": 60.0}),
 }
 

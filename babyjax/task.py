@@ -2,23 +2,59 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Key
+import numpy as np
+from jaxtyping import Array, Float, Key
 
-from babyjax.config import BabyGPTConfig, BigramConfig, Config, CountsConfig, DataConfig
+from babyjax.config import (
+    BabyGPTConfig,
+    BigramConfig,
+    Config,
+    CountsConfig,
+    DataConfig,
+    MixtureConfig,
+    NGramConfig,
+    WindowedConfig,
+)
+from babyjax.counts.kneser_ney import choose_order, evidence_of, nats_at
 from babyjax.counts.pairs import PairCounts
 from babyjax.data.batches import Split, split_tokens
 from babyjax.data.corpus import Corpus, load_corpus, read_corpus
 from babyjax.data.tokenizer import TOKENIZERS, Tokenizer
-from babyjax.evaluation.losses import ContextEvaluator, ExactEvaluator, Nats
+from babyjax.errors import ConfigError, RunError
+from babyjax.evaluation.evaluator import Evaluator, make_evaluator
+from babyjax.evaluation.mixing import MixtureEvaluator
+from babyjax.files import user_path
+from babyjax.interop.arpa import read_arpa
 from babyjax.models import make_model
 from babyjax.models.base import LanguageModel
-from babyjax.training.counting import CountingTrainer
+from babyjax.runs.directory import LoadedRun, load_run
 from babyjax.training.events import Trainer
 from babyjax.training.exact import ExactTrainer
 from babyjax.training.gradient import GradientTrainer
+from babyjax.training.once import Made, OnceTrainer, count_bigram, count_ngram, mix
+
+
+class NGramBaseline(NamedTuple):
+    """What the counted n-gram of an order loses on each validation token but the first, in nats."""
+
+    order: int
+    nats: Float[np.ndarray, " L-1"]
+
+    @property
+    def val(self) -> float:
+        """Its loss on the validation split, in nats per token."""
+        return float(self.nats.mean())
+
+
+def ngram_baseline(split: Split, vocab_size: int) -> NGramBaseline:
+    """Count the training split, with the order that is best for the last tenth of it."""
+    order = choose_order(split.train, vocab_size)
+    return NGramBaseline(order, nats_at(evidence_of(*split, vocab_size, order), vocab_size))
 
 
 @dataclass(frozen=True)
@@ -31,22 +67,24 @@ class Task:
     pairs: PairCounts
     model: LanguageModel  # shapes only
     initialize: Callable[[Key[Array, ""]], LanguageModel]
-    evaluate: Callable[[LanguageModel], dict[str, Nats]]
+    evaluate: Evaluator
+    sampled: bool  # whether `evaluate` scores some of the tokens, not all
+    parts: tuple[LoadedRun, ...] = ()  # of a mixture
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of the model, or of counts."""
+        """Number of parameters of the model, or of counts; 0 if only counting tells."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.model))
-
-    @property
-    def exact(self) -> bool:
-        """Whether evaluation is exact: over every token, from the pair counts."""
-        return self.model.context_length == 1
 
     @property
     def entropy(self) -> float:
         """The entropy of the training pairs in nats per token, a lower bound for models of one previous token."""
         return self.pairs.entropy("train")
+
+    @cached_property
+    def ngram(self) -> NGramBaseline:
+        """The counted n-gram to compare with."""
+        return ngram_baseline(self.split, self.tokenizer.vocab_size)
 
 
 def load_corpus_of(config: DataConfig, name: str) -> Corpus:
@@ -61,24 +99,57 @@ def load_task(config: Config) -> Task:
     """Load the corpus of a config, tokenize, split and count it. Raises: DataError, or ConfigError for sizes."""
     corpus = load_corpus_of(config.data, config.choices.data)
     tokenizer = TOKENIZERS[config.data.tokenizer].fit(corpus.text)
-    split = split_tokens(tokenizer.encode(corpus.text), config.model.block_size)
+    split = split_tokens(tokenizer.encode(corpus.text), config.model.least_tokens)
     pairs = PairCounts.from_split(split, tokenizer.vocab_size)
-    initialize = partial(make_model, config.model, tokenizer.vocab_size)
+    parts = _load_parts(config.model, corpus, tokenizer) if isinstance(config.model, MixtureConfig) else ()
+    models, tokens = [part.model for part in parts], config.train.eval_tokens
+    initialize = partial(make_model, config.model, tokenizer.vocab_size, parts=models)
     model = jax.eval_shape(initialize, jax.random.key(0))
-    evaluate = (
-        ExactEvaluator(pairs, tokenizer.byte_lengths)
-        if model.context_length == 1
-        else ContextEvaluator(split, tokenizer.byte_lengths, config.model.block_size, tokens=config.train.eval_tokens)
-    )
-    return Task(corpus, tokenizer, split, pairs, model, initialize, evaluate)
+    evaluate = make_evaluator(model, pairs, split, tokenizer.byte_lengths, tokens=tokens)
+    sampled = model.max_length is not None and tokens is not None
+    return Task(corpus, tokenizer, split, pairs, model, initialize, evaluate, sampled, parts)
+
+
+def _load_parts(config: MixtureConfig, corpus: Corpus, tokenizer: Tokenizer) -> tuple[LoadedRun, ...]:
+    """Load the runs of a mixture. Raises: ConfigError or RunError if they cannot be mixed."""
+    paths = [path for path in config.parts.split(",") if path]
+    if len(paths) < 2:
+        raise ConfigError("model.parts=RUN,RUN,... needs at least two run directories")
+    parts = tuple(map(load_run, paths))
+    for path, part in zip(paths, parts, strict=True):
+        if isinstance(part.config.model, MixtureConfig):
+            raise RunError(f"{path} is itself a mixture; mix its parts instead")
+        if part.tokenizer != tokenizer or part.manifest.corpus.sha256 != corpus.sha256:
+            raise RunError(
+                f"{path} was trained on {part.manifest.corpus.name} by {part.tokenizer.name}, not on this corpus "
+                f"({corpus.name} by {tokenizer.name}); give the same data.path= and data.tokenizer="
+            )
+    return parts
 
 
 def make_trainer(config: Config, task: Task) -> Trainer:
     """Return the trainer that a config means."""
-    model, train = config.model, config.train
-    if isinstance(model, BigramConfig):
-        return CountingTrainer(task.split.train, task.tokenizer.vocab_size, model, train)
-    if isinstance(config.trainer, CountsConfig):
-        assert isinstance(model, BabyGPTConfig)
-        return ExactTrainer(task.pairs, model, config.trainer, train.seed, task.evaluate)
-    return GradientTrainer(task.initialize, task.split.train, model.block_size, train, config.optimizer)
+    model, train, vocab_size = config.model, config.train, task.tokenizer.vocab_size
+    match model:
+        case BigramConfig():
+            make = partial(count_bigram, task.split.train, vocab_size, model, train)
+        case NGramConfig(arpa=None):
+            make = partial(count_ngram, task.split.train, vocab_size, model)
+        case NGramConfig(arpa=str(path)):
+            make = partial(_take_ngrams, user_path(path, ConfigError), task.tokenizer.words)
+        case MixtureConfig():
+            assert isinstance(task.evaluate, MixtureEvaluator)
+            names = [part.folder.name for part in task.parts]
+            make = partial(mix, [part.model for part in task.parts], names, model, task.evaluate)
+        case BabyGPTConfig() if isinstance(config.trainer, CountsConfig):
+            return ExactTrainer(task.pairs, model, config.trainer, train.seed, task.evaluate)
+        case WindowedConfig():
+            return GradientTrainer(task.initialize, task.split.train, model.block_size, train, config.optimizer)
+        case _:
+            raise TypeError(f"no trainer for {type(model).__name__}")
+    return OnceTrainer(partial(task.initialize, jax.random.key(0)), make)
+
+
+def _take_ngrams(path: Path, words: list[str]) -> Made:
+    model = read_arpa(path, words)
+    return Made(model, f"read {model.size:,} n-grams of up to {model.order} tokens")

@@ -7,7 +7,7 @@ from textwrap import fill
 
 import babyjax
 from babyjax.cli import command_line, complain, describe, prepare_jax, run_command, stop_signals
-from babyjax.config import BabyGPTConfig, Config
+from babyjax.config import BabyGPTConfig, Config, NGramConfig
 from babyjax.errors import DivergenceError, RunError
 from babyjax.options import GROUPS, config_to_dict, load_config, presets_of, steps_are_bound
 
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         prepare_jax()
         log = babyjax.find_log(config.log)
         task = babyjax.load_task(config)
-    with babyjax.Run.open(config, task.corpus, task.tokenizer) as run:
+    with babyjax.Run.open(config, task.corpus, task.tokenizer, task.parts) as run:
         if config.train.grow_from and not run.step:
             task = dataclasses.replace(task, initialize=_grown(config, task, screen))
         _introduce(config, task, screen)
@@ -124,9 +124,10 @@ def _grown(config: Config, task: "babyjax.Task", screen: "babyjax.Screen"):
 
 
 def _introduce(config: Config, task: "babyjax.Task", screen: "babyjax.Screen") -> None:
+    parameters = f", {task.parameters:,} parameters" if task.parameters else ""
     screen.say(
         f"{config.choices.model} on {task.corpus.name}: {len(task.corpus.text):,} characters, "
-        f"vocabulary {task.tokenizer.vocab_size:,}, {task.parameters:,} parameters"
+        f"vocabulary {task.tokenizer.vocab_size:,}{parameters}"
     )
     screen.say(f"bigram entropy {task.entropy:.4f} nats/token (lower bound for models of one previous token)")
     if task.corpus.entropy_rate is not None:
@@ -137,7 +138,11 @@ def _conclude(event: "babyjax.Event", config: Config, task: "babyjax.Task", scre
     losses = event.losses or {}
     train, val = losses["train"].per_token, losses["val"].per_token
     screen.say(f"\nfinal     train {train:.4f} ({train - task.entropy:+.4f} to the entropy), val {val:.4f} nats/token")
-    if not task.exact:
+    if not isinstance(config.model, NGramConfig):
+        screen.say(
+            f"counted   a {task.ngram.order}-gram has val {task.ngram.val:.4f} (order by held-out training text)"
+        )
+    if task.sampled:
         scored = ", ".join(
             f"{loss.tokens:,} of {name}" + (f" +-{loss.standard_error:.4f}" if loss.standard_error is not None else "")
             for name, loss in losses.items()

@@ -88,7 +88,7 @@ def options_table(options: type[Options], inherited: type[Options] | None = None
         if same or isinstance(field.default, Options):
             continue
         star = "\\*" if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("free") else ""
-        values = interval_of(field) or ", ".join(f"`{choice}`" for choice in choices_of(field))
+        values = ", ".join(filter(None, (*(f"`{choice}`" for choice in choices_of(field)), interval_of(field))))
         values = values or ("`true`, `false`" if field.annotation is bool else "text")
         default = f"`{shown(field.default)}`" if shown(field.default) else "not set"
         lines.append(f"| `{options.key(name)}=`{star} | {default} | {values} | {field.description} |")

@@ -21,7 +21,10 @@ Ids = Int[np.ndarray, " L"]
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """The protocol of a tokenizer. `byte_lengths[id]` is the UTF-8 length of token `id`."""
+    """The protocol of a tokenizer. `byte_lengths[id]` is the UTF-8 length of token `id`.
+
+    `words[id]` is a word for it, without whitespace, in files whose tokens are separated by spaces.
+    """
 
     name: ClassVar[str]
 
@@ -29,6 +32,8 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def byte_lengths(self) -> Int[np.ndarray, " V"]: ...
+    @property
+    def words(self) -> list[str]: ...
     def encode(self, text: str) -> Ids: ...
     def decode(self, ids: ArrayLike) -> str: ...
     def to_json(self) -> str: ...
@@ -74,6 +79,11 @@ class CharTokenizer:
     @property
     def byte_lengths(self) -> Int[np.ndarray, " V"]:
         return np.array([len(c.encode("utf-8", "surrogatepass")) for c in self.characters])
+
+    @property
+    def words(self) -> list[str]:
+        """A character is its own word; one that is not visible is written U+0020, by its code point."""
+        return [c if c.isprintable() and not c.isspace() else f"U+{ord(c):04X}" for c in self.characters]
 
     @cached_property
     def _id_of_point(self) -> np.ndarray:
@@ -122,6 +132,11 @@ class ByteTokenizer:
     @property
     def byte_lengths(self) -> Int[np.ndarray, " V"]:
         return np.ones(256, np.int64)
+
+    @property
+    def words(self) -> list[str]:
+        """A byte is written <0x20>, in hexadecimal."""
+        return [f"<0x{byte:02X}>" for byte in range(256)]
 
     def encode(self, text: str) -> Ids:
         """Encode `text` as int32[number of UTF-8 bytes]. Raises: TokenError if it has a lone surrogate."""

@@ -5,13 +5,12 @@ Losses travel as sums of float64 on the host and are divided once.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from babyjax.checks import check_tokens
 from babyjax.counts.pairs import PairCounts
@@ -21,6 +20,8 @@ from babyjax.models.base import LanguageModel
 
 # Logits held at once by the exact evaluation; logits and tokens held at once by the sliding windows.
 EXACT_LOGITS, WINDOW_LOGITS, WINDOW_TOKENS = 1 << 22, 1 << 24, 1 << 14
+# What a window scores if the model reads texts of any length.
+FREE_STRIDE = 512
 
 
 class Nats(NamedTuple):
@@ -45,6 +46,11 @@ class Nats(NamedTuple):
             return cls(total, count, size, math.inf)
         variance = float(np.square(nats - total / count * tokens).sum()) * segments / (segments - 1)
         return cls(total, count, size, math.sqrt(variance) / count)
+
+    @classmethod
+    def of_tokens(cls, nats: Float[np.ndarray, " L"], size: int) -> "Nats":
+        """Add up the losses of the tokens of a text, in order, of `size` bytes."""
+        return cls.of_segments(*_join(nats, np.ones(len(nats), np.int64)), size)
 
     @property
     def per_token(self) -> float:
@@ -102,11 +108,17 @@ class ExactEvaluator:
             )
         return np.asarray(_pair_nats(model, self._contexts, self._row, self._following))[self._valid]
 
-    def __call__(self, model: LanguageModel) -> dict[str, Nats]:
-        """Return the loss of each split. Raises: ConfigError as `pair_nats` does."""
+    def __call__(
+        self,
+        model: LanguageModel,
+        splits: Sequence[str] = ("train", "val"),
+        progress: Callable[[str, float], None] = lambda split, fraction: None,
+    ) -> dict[str, Nats]:
+        """Return the loss of each of `splits`, at once. Raises: ConfigError as `pair_nats` does."""
         pair_nats, losses = self.pair_nats(model).astype(np.float64), {}
         size = self.byte_lengths[self.pairs.following]
-        for split, segments in self.pairs.segments.items():  # sparse: a pair that is not in a split may cost infinity
+        for split in splits:
+            segments = self.pairs.segments[split]  # sparse: a pair that is not in a split may cost infinity
             losses[split] = Nats.of_segments(
                 segments @ pair_nats, segments.sum(axis=1), int(self.pairs.counts[split] @ size)
             )
@@ -159,8 +171,8 @@ class ContextEvaluator:
 
     def _chunks(
         self, tokens: Int[np.ndarray, " L"], starts: Int[np.ndarray, " K"], rows: int
-    ) -> Iterator[tuple[Int[np.ndarray, "R T"], Int[np.ndarray, "R T"], Bool[np.ndarray, "R T"]]]:
-        """Inputs, targets and which of the targets are scored, `rows` windows at a time."""
+    ) -> Iterator[tuple[Int[np.ndarray, "R T+1"], Bool[np.ndarray, "R T"]]]:
+        """Windows and which of their targets, all tokens but the first, are scored, `rows` windows at a time."""
         places = np.arange(self.block_size)
         for first in range(0, len(starts), rows):
             start = starts[first : first + rows, None]
@@ -168,7 +180,38 @@ class ContextEvaluator:
             scored = (start + places + 1 < len(tokens)) & ((start == 0) | (places >= self.block_size - self.stride))
             window = tokens[np.minimum(start + np.arange(self.block_size + 1), len(tokens) - 1)].astype(np.int32)
             check_tokens(window, len(self.byte_lengths))
-            yield window[:, :-1], window[:, 1:], scored
+            yield window, scored
+
+    @classmethod
+    def for_model(
+        cls,
+        model: LanguageModel,
+        split: Split,
+        byte_lengths: Int[np.ndarray, " V"],
+        stride: int | None = None,
+        tokens: int | None = None,
+    ) -> "ContextEvaluator":
+        """Return the evaluator with the model's longest windows.
+
+        If it reads texts of any length, each token is scored with all the context it can use, and `stride` and `tokens`
+        mean nothing.
+        """
+        if model.max_length is not None:
+            return cls(split, byte_lengths, model.max_length, stride, tokens)
+        return cls(split, byte_lengths, max(model.context_length, 1) + FREE_STRIDE - 1, FREE_STRIDE)
+
+    def _score(
+        self, model: LanguageModel, name: str, progress: Callable[[str, float], None], score: Callable[..., Any]
+    ) -> Iterator[tuple[Shaped[np.ndarray, "R T"], Int[np.ndarray, "R T"], Bool[np.ndarray, "R T"]]]:
+        """Scores of the targets of windows, the targets and which of them are scored, some windows at a time."""
+        _check_vocabulary(model, len(self.byte_lengths))
+        rows = max(1, min(WINDOW_LOGITS // (self.block_size * model.vocab_size), WINDOW_TOKENS // self.block_size))
+        tokens = getattr(self.split, name)
+        starts = self._starts(len(tokens))
+        rows = min(rows, len(starts))
+        for index, (window, scored) in enumerate(self._chunks(tokens, starts, rows)):
+            yield np.asarray(score(model, window)), window[:, 1:], scored
+            progress(name, min(1.0, (index + 1) * rows / len(starts)))
 
     def __call__(
         self,
@@ -180,21 +223,31 @@ class ContextEvaluator:
 
         Raises: ConfigError if the model's vocabulary is too small, TokenError if a token id is out of range.
         """
-        _check_vocabulary(model, len(self.byte_lengths))
-        rows = max(1, min(WINDOW_LOGITS // (self.block_size * model.vocab_size), WINDOW_TOKENS // self.block_size))
         losses = {}
         for name in splits:
-            tokens = getattr(self.split, name)
-            starts = self._starts(len(tokens))
             sums, counts, size = [], [], 0
-            for inputs, targets, scored in self._chunks(tokens, starts, min(rows, len(starts))):
-                nats = np.asarray(_token_nats(model, inputs, targets), np.float64)
-                sums.append((nats * scored).sum(axis=1))
+            for nats, targets, scored in self._score(model, name, progress, _token_nats):
+                sums.append((nats.astype(np.float64) * scored).sum(axis=1))
                 counts.append(scored.sum(axis=1))
                 size += int(self.byte_lengths[targets[scored]].sum())
-                progress(name, min(1.0, sum(map(len, sums)) / len(starts)))
             losses[name] = Nats.of_segments(*_join(np.concatenate(sums), np.concatenate(counts)), size)
         return losses
+
+    def token_nats(
+        self,
+        model: LanguageModel,
+        name: str,
+        progress: Callable[[str, float], None] = lambda split, fraction: None,
+    ) -> Float[np.ndarray, " L-1"]:
+        """Return -log p of every token of a split but the first, in nats. Raises: as a call does."""
+        assert self._limit is None, "a sample of the windows is not every token"
+        scores = self._score(model, name, progress, _token_nats)
+        return np.concatenate([nats[scored] for nats, _, scored in scores]).astype(np.float64)
+
+    def token_matched(self, model: LanguageModel, name: str) -> Int[np.ndarray, " L-1"]:
+        """Return the model's `matched` before every token of a split but the first."""
+        scores = self._score(model, name, lambda split, fraction: None, _token_matched)
+        return np.concatenate([matched[scored] for matched, _, scored in scores])
 
 
 def _join(
@@ -208,6 +261,11 @@ def _join(
 
 
 @jax.jit
-def _token_nats(model, inputs: Int[Array, "R T"], targets: Int[Array, "R T"]) -> Float[Array, "R T"]:
+def _token_nats(model, tokens: Int[Array, "R T"]) -> Float[Array, "R T-1"]:
     with jax.default_matmul_precision("highest"):
-        return optax.softmax_cross_entropy_with_integer_labels(model(inputs), targets)
+        return model.nats(tokens)
+
+
+@jax.jit
+def _token_matched(model, tokens: Int[Array, "R T"]) -> Int[Array, "R T-1"]:
+    return model.matched(tokens)[:, :-1]

@@ -1,8 +1,9 @@
 """Sampling text: one compiled loop over new tokens, for a batch of prompts of any lengths.
 
-A row's context starts as the last `context_length` tokens of its prompt and grows by every new token. Once it is full,
-its older half is dropped before the next token is read, and positions start anew at the half that is kept. So a context
-has between half of `context_length` tokens and all of them, and a decoder with a cache reads a token at most twice.
+A row's context starts as the last `context_length` tokens of its prompt and grows by every new token. Once the decoder
+is full, the older half is dropped before the next token is read, and positions start anew at the half that is kept. So
+a context has between half of the decoder's capacity and all of it, and a decoder with a cache reads a token at most
+twice. A decoder without a limit reads every token once.
 """
 
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ def _window_of(prompts: Any, model: LanguageModel) -> tuple[Int[np.ndarray, "B T
         if row.ndim != 1 or row.size == 0:
             raise TokenError(f"prompt {index} has shape {row.shape}; it must be (T,) with at least one token")
         check_tokens(row, model.vocab_size)
-    size = model.context_length
+    size = max(1, model.context_length)
     lengths = np.array([min(row.size, size) for row in rows], np.int32)
     window = np.zeros((len(rows), min(size, 1 << int(lengths.max() - 1).bit_length())), np.int32)
     for row, length, to in zip(rows, lengths, window, strict=True):
@@ -93,7 +94,8 @@ class _Loop(NamedTuple):
 
 @partial(jax.jit, static_argnames=("max_new_tokens", "top_k", "vocab_size"))
 def _generate(model, prompts, lengths, key, limits, stops, max_new_tokens, top_k, vocab_size):
-    decoder, size, batch = model.decoder(), model.context_length, len(prompts)
+    decoder, batch = model.decoder(), len(prompts)
+    size = decoder.capacity or prompts.shape[1] + max_new_tokens
     kept, rows = size // 2, jnp.arange(batch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
     temperature, top_p, min_p = limits

@@ -163,7 +163,6 @@ class BabyGPT(LanguageModel):
                 )
             config = config.replace(attention=possible)
         self.config, self.vocab_size = config, room
-        self.context_length = config.block_size if config.position or config.n_layer else 1
 
         embedding_key, head_key = jax.random.split(key)
         position_key, blocks_key = (jax.random.fold_in(key, index) for index in (2, 3))
@@ -190,6 +189,14 @@ class BabyGPT(LanguageModel):
         model.lm_head.kernel = nnx.Param(kernel)
         model.lm_head.bias = None if bias is None else nnx.Param(bias)
         return model
+
+    @property
+    def context_length(self) -> int:
+        return self.max_length or 1
+
+    @property
+    def max_length(self) -> int | None:
+        return self.config.block_size if self.config.position or self.config.n_layer else None
 
     def decoder(self) -> "BabyGPTDecoder":
         return BabyGPTDecoder(self)
@@ -229,7 +236,7 @@ class BabyGPT(LanguageModel):
         Raises: ConfigError if there are more tokens than a block has.
         """
         config, length = self.config, tokens.shape[1]
-        if length > config.block_size and (config.position or config.n_layer):
+        if self.max_length is not None and length > self.max_length:
             raise ConfigError(f"{length} tokens do not fit a block of {config.block_size}")
         x = self.embed(tokens)
         if self.blocks is not None:

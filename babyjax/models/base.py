@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
@@ -15,11 +16,28 @@ class LanguageModel(nnx.Module):
     """`logits = model(tokens)`: position t holds the logits of token t + 1, given the tokens up to t."""
 
     vocab_size: int
-    context_length: int  # tokens that can influence a prediction; a model of one previous token has 1
+
+    @property
+    def context_length(self) -> int:
+        """The tokens that can influence a prediction; a model of one previous token has 1."""
+        raise NotImplementedError
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest text it reads at once, None if there is no limit."""
+        return None
 
     def __call__(self, tokens: Int[Array, "B T"], *, key: Key[Array, ""] | None = None) -> Float[Array, "B T V"]:
         """Return float32 logits. A `key` is given in training and ignored by a model without dropout."""
         raise NotImplementedError
+
+    def nats(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T-1"]:
+        """Return -log p of every token but the first, given those before it, in nats."""
+        return optax.softmax_cross_entropy_with_integer_labels(self(tokens[:, :-1]), tokens[:, 1:])
+
+    def matched(self, tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
+        """Return how many of the last tokens a model that looks them up has found; 0 for any other model."""
+        return jnp.zeros_like(tokens)
 
     def decoder(self) -> "Decoder":
         """Return what reads tokens one after the other."""
@@ -41,8 +59,13 @@ class Decoder:
     def __init__(self, model: LanguageModel):
         self.model = model
 
+    @property
+    def capacity(self) -> int | None:
+        """The most tokens a row can hold, None if there is no limit."""
+        return self.model.context_length
+
     def init_cache(self, batch: int) -> Any:
-        """Return the cache of `batch` empty rows of up to `context_length` tokens, the first axis of every leaf."""
+        """Return the cache of `batch` empty rows of up to `capacity` tokens, the first axis of every leaf."""
         return jnp.zeros((batch, self.model.context_length), jnp.int32), jnp.zeros(batch, jnp.int32)
 
     def extend(
@@ -50,8 +73,8 @@ class Decoder:
     ) -> tuple[Float[Array, "B V"], Any]:
         """Read the next `counts[b]` (default: all) of each row's `tokens`.
 
-        Returns the logits after the last of them, and the new cache. No row may come to hold more than
-        `context_length` tokens, all of `tokens` included.
+        Returns the logits after the last of them, and the new cache. No row may come to hold more than `capacity`
+        tokens, all of `tokens` included.
         """
         window, length = cache
         write = jax.vmap(lambda row, new, start: jax.lax.dynamic_update_slice_in_dim(row, new, start, axis=0))
@@ -59,3 +82,7 @@ class Decoder:
         length = length + (tokens.shape[1] if counts is None else counts)
         logits = self.model(window)
         return logits[jnp.arange(len(window)), length - 1], (window, length)
+
+    def matched(self, cache: Any) -> Int[Array, " B"]:
+        """Return the model's `matched` after the last token of each row."""
+        return jnp.zeros_like(cache[1])

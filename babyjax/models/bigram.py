@@ -90,7 +90,11 @@ class Bigram(LanguageModel):
             raise ConfigError(f"smoothing must be at least 0, got {smoothing}")
         self.counts = nnx.Variable(counts)
         self.smoothing = smoothing
-        self.vocab_size, self.context_length = counts.shape[-1], 1
+        self.vocab_size = counts.shape[-1]
+
+    @property
+    def context_length(self) -> int:
+        return 1
 
     @classmethod
     def from_tokens(cls, tokens: Tokens, vocab_size: int, smoothing: float = 1.0) -> "Bigram":

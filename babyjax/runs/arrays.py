@@ -68,14 +68,17 @@ def _reason(error: Exception) -> str:
 def fill(arrays: Arrays, template: Tree, part: str = "") -> Tree:
     """Put arrays into the structure of `template`, a pytree of arrays, whose devices they take, or of shapes.
 
-    A NumPy leaf of the template stays on the host. `part` is the path of `template` in what was saved.
+    A NumPy leaf of the template stays on the host. A leaf without elements takes whatever size was saved, as the arrays
+    of an n-gram model do. `part` is the path of `template` in what was saved.
 
     Raises: CheckpointError if a name, shape or type differs.
     """
     wanted = named_arrays({part: template} if part else template)
-    arrays = arrays | {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in wanted.items() if not leaf.size}
+    arrays = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in wanted.items() if not leaf.size} | arrays
     for name, leaf in wanted.items():
         found = arrays.get(name)
+        if found is not None and not leaf.size and found.ndim == len(leaf.shape):
+            leaf = jax.ShapeDtypeStruct(found.shape, leaf.dtype)
         if found is None or (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
             has = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
             raise CheckpointError(f"{name} is {has} in the checkpoint, expected {leaf.dtype}{list(leaf.shape)}")

@@ -1,16 +1,18 @@
 """Reading a run directory: everything a run is, in one folder, so that sampling and evaluation need only its path.
 
 run.json (the manifest), config.yaml (the options that were given), tokenizer.json, corpus.txt, metrics.jsonl and
-steps/N. A folder is a run if it has a manifest of ours; no other is ever written to, and only what the manifest lists
-is ever removed.
+steps/N; a mixture also has parts.json, the configs of the runs that were mixed. A folder is a run if it has a manifest
+of ours; no other is ever written to, and only what the manifest lists is ever removed.
 """
 
+import json
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
-from babyjax.config import BabyGPTConfig, Config
+from babyjax.config import BabyGPTConfig, Config, MixtureConfig
 from babyjax.data.corpus import Corpus, decode_text
 from babyjax.data.tokenizer import Tokenizer, tokenizer_from_json
 from babyjax.errors import CheckpointError, ConfigError, RunError
@@ -22,7 +24,7 @@ from babyjax.runs.arrays import Arrays, fill, read_arrays
 from babyjax.runs.lock import LOCK
 from babyjax.runs.manifest import NAME, Checkpoint, Manifest, digest, read_manifest
 
-STEPS, METRICS = "steps", "metrics.jsonl"
+STEPS, METRICS, PARTS = "steps", "metrics.jsonl", "parts.json"
 # What Orbax takes for a pattern: it would look for its own files elsewhere, and a checkpoint could not be read back.
 PATTERN = "[]*?\\"
 
@@ -104,6 +106,7 @@ class LoadedRun(NamedTuple):
     model: LanguageModel
     step: int
     manifest: Manifest
+    parts: tuple[Config, ...] = ()  # of a mixture
 
     def corpus(self) -> Corpus:
         """Read the text it was trained on. Raises: RunError if it was changed."""
@@ -130,16 +133,30 @@ def load_run(path: str | Path, step: str | int = "newest") -> LoadedRun:
                 raise  # it was not removed by a process that trains here
     config = saved_config(folder, manifest)
     tokenizer = tokenizer_from_json(read_own(folder, manifest, "tokenizer.json"))
-    template = jax.eval_shape(lambda: make_model(config.model, tokenizer.vocab_size, jax.random.key(0)))
-    return LoadedRun(folder, config, tokenizer, fill(arrays, template, "model"), chosen, manifest)
+    parts = _part_configs(folder, manifest) if isinstance(config.model, MixtureConfig) else ()
+    make = partial(make_model, vocab_size=tokenizer.vocab_size, key=jax.random.key(0))
+    template = jax.eval_shape(lambda: make(config.model, parts=[make(part.model) for part in parts]))
+    return LoadedRun(folder, config, tokenizer, fill(arrays, template, "model"), chosen, manifest, parts)
+
+
+def _part_configs(folder: Path, manifest: Manifest) -> tuple[Config, ...]:
+    """Return the configs of the runs that were mixed. Raises: RunError if this version cannot read them."""
+    try:
+        rows = json.loads(read_own(folder, manifest, PARTS))
+        return tuple(_as_used(config_from_dict({k: v for k, v in row.items() if k != "step"})) for row in rows)
+    except (ValueError, AttributeError, TypeError, ConfigError) as error:
+        raise RunError(f"{folder / PARTS} does not describe runs this version can read: {error}") from None
 
 
 def saved_config(folder: Path, manifest: Manifest) -> Config:
     """Return the config of a run. Raises: RunError if this version cannot read it."""
     try:
-        config = config_from_dict(manifest.config)
-        if isinstance(config.model, BabyGPTConfig):  # trained on a GPU, perhaps, and used on a CPU
-            config = config.replace(model=config.model.replace(attention="auto"))
-        return config.replace(run_dir=str(folder))
+        return _as_used(config_from_dict(manifest.config)).replace(run_dir=str(folder))
     except ConfigError as error:
         raise RunError(f"{folder / NAME} has a configuration this version cannot read: {error}") from None
+
+
+def _as_used(config: Config) -> Config:
+    if isinstance(config.model, BabyGPTConfig):  # trained on a GPU, perhaps, and used on a CPU
+        return config.replace(model=config.model.replace(attention="auto"))
+    return config

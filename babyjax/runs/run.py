@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -27,7 +27,9 @@ from babyjax.options import arguments_of, config_to_dict, differences
 from babyjax.runs.arrays import UNFINISHED, Arrays, digest_of, fill, host_copy, read_arrays, write_arrays
 from babyjax.runs.directory import (
     METRICS,
+    PARTS,
     STEPS,
+    LoadedRun,
     best_step,
     holds_run,
     load_arrays,
@@ -47,8 +49,10 @@ class Run:
 
     @classmethod
     @contextmanager
-    def open(cls, config: Config, corpus: Corpus, tokenizer: Tokenizer) -> Iterator["Run"]:
-        """Lock `config.run_dir` and compare the run in it, if any, with this one.
+    def open(
+        cls, config: Config, corpus: Corpus, tokenizer: Tokenizer, parts: Sequence[LoadedRun] = ()
+    ) -> Iterator["Run"]:
+        """Lock `config.run_dir` and compare the run in it, if any, with this one. `parts` are the runs of a mixture.
 
         Raises: RunError if the directory is locked, not writable, or belongs to another run.
         """
@@ -56,15 +60,19 @@ class Run:
         holds_run(folder)
         refuse_link(folder / METRICS)  # every other file is replaced, not opened
         with locked(folder):
-            run = cls(folder, config, corpus, tokenizer)
+            run = cls(folder, config, corpus, tokenizer, parts)
             try:
                 yield run
             finally:
                 run._close()
 
-    def __init__(self, folder: Path, config: Config, corpus: Corpus, tokenizer: Tokenizer):
+    def __init__(
+        self, folder: Path, config: Config, corpus: Corpus, tokenizer: Tokenizer, parts: Sequence[LoadedRun] = ()
+    ):
         self.folder, self._config = folder, config
         self._texts = {"corpus.txt": corpus.text, "tokenizer.json": tokenizer.to_json()}
+        if parts:
+            self._texts[PARTS] = json.dumps([config_to_dict(part.config) | {"step": part.step} for part in parts])
         self._manifest = Manifest(
             config=config_to_dict(config),
             corpus=CorpusEntry(name=corpus.name, characters=len(corpus.text), sha256=corpus.sha256),
@@ -96,7 +104,11 @@ class Run:
         differing = differences(self._config, saved_config(self.folder, found))
         if not differing and found.files != self._manifest.files:
             ours, theirs = self._manifest.corpus.sha256[:12], found.corpus.sha256[:12]
-            differing = [f"the corpus has sha256 {theirs} there, {ours} here"]
+            differing = [
+                f"the corpus has sha256 {theirs} there, {ours} here"
+                if ours != theirs
+                else "the runs that are mixed were trained anew"
+            ]
         if differing:
             raise RunError(
                 f"{self.folder} holds another run: {'; '.join(differing)}. "

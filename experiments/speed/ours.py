@@ -62,7 +62,7 @@ def whole_run(options: list[str], stride: int):
         assert event is not None
         loss = evaluator(event.state.model, ["val"])["val"]
         details: Details = {"seconds": seconds, "val": loss.per_token, "standard_error": loss.standard_error}
-        if task.exact:
+        if isinstance(task.evaluate, babyjax.ExactEvaluator):
             train = task.evaluate(event.state.model)["train"].per_token
             details |= {"train": train, "entropy": task.entropy, "baseline": task.pairs.baseline("val")}
         return details
@@ -74,7 +74,11 @@ class Uncached(LanguageModel):
     """The same model, but decoding rereads its window for every token."""
 
     def __init__(self, model: LanguageModel):
-        self.model, self.vocab_size, self.context_length = model, model.vocab_size, model.context_length
+        self.model, self.vocab_size = model, model.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        return self.model.context_length
 
     def __call__(self, tokens, *, key=None):
         return self.model(tokens, key=key)

@@ -1,0 +1,84 @@
+"""Adaptive evaluation: each token of the validation split is predicted, then counted.
+
+It is another protocol than static evaluation, closer to what a compressor does, and its losses are not to be compared
+with static ones.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float, Int, Integer
+
+from babyjax.config import BigramConfig, Config, MixtureConfig, NGramConfig
+from babyjax.counts.kneser_ney import evidence_of, fit_discounts, matched_at, nats_at
+from babyjax.counts.ngrams import sum_before
+from babyjax.data.batches import Split
+from babyjax.errors import ConfigError
+from babyjax.evaluation.mixing import MixtureEvaluator, cross_fitted
+from babyjax.models.base import LanguageModel
+from babyjax.models.bigram import Bigram
+from babyjax.models.mixture import Mixture
+from babyjax.models.ngram import NGram
+
+TokenNats = Float[np.ndarray, " L-1"]
+Matched = Int[np.ndarray, " L-1"]
+
+
+def counts_text(config: Config) -> bool:
+    """Return whether the model of a run was counted on its training split, and can count on."""
+    return isinstance(config.model, BigramConfig) or (isinstance(config.model, NGramConfig) and not config.model.arpa)
+
+
+def adaptive_nats(
+    config: Config,
+    model: LanguageModel,
+    parts: tuple[Config, ...],
+    split: Split,
+    byte_lengths: Int[np.ndarray, " V"],
+    progress: Callable[[str, float], None] = lambda split, fraction: None,
+) -> TokenNats:
+    """Return -log p of every validation token but the first, each counted once it is predicted, in nats.
+
+    Of a mixture, with runs of the configs `parts`, the parts that were counted count on, the others stay as they are,
+    and the weights are those of a cross-fit on these losses. Raises: ConfigError if no part was counted.
+    """
+    if isinstance(model, Mixture) and isinstance(config.model, MixtureConfig) and any(map(counts_text, parts)):
+        static = MixtureEvaluator(split, byte_lengths)
+        nats, matched = [], []
+        for part_config, part in zip(parts, model.parts, strict=True):
+            if counts_text(part_config):
+                part_nats, part_matched = _counting_nats(part_config, part, split)
+                matched.append(part_matched)
+            else:
+                part_nats = static.windows(part).token_nats(part, "val", progress)
+            nats.append(part_nats)
+        return cross_fitted(np.stack(nats, axis=1), np.max(matched, axis=0), len(model.log_weights[...]))
+    if not counts_text(config):
+        raise ConfigError(
+            f"adaptive=true is for models that count (bigram, ngram) and mixtures with one, not for "
+            f"model={config.choices.model}" + (" from an ARPA file" if isinstance(config.model, NGramConfig) else "")
+        )
+    return _counting_nats(config, model, split)[0]
+
+
+def _counting_nats(config: Config, model: LanguageModel, split: Split) -> tuple[TokenNats, Matched]:
+    """Return the losses and how many tokens of the context were matched."""
+    if isinstance(model, Bigram):
+        nats = bigram_nats(np.asarray(model.counts[...]), model.smoothing, split.val)
+        return nats, np.zeros(len(nats), np.int64)
+    assert isinstance(model, NGram)
+    assert isinstance(config.model, NGramConfig)
+    fitted = config.model.discounts == "fitted"
+    discounts = fit_discounts(split.train, model.vocab_size, model.order, adaptive=True)[0] if fitted else None
+    evidence = evidence_of(split.train, split.val, model.vocab_size, model.order, adaptive=True, discounts=discounts)
+    return nats_at(evidence, model.vocab_size), matched_at(evidence)
+
+
+def bigram_nats(counts: Int[np.ndarray, "V V"], smoothing: float, text: Integer[np.ndarray, " L"]) -> TokenNats:
+    """Return the losses of the count bigram on every token but the first, each counted once it is predicted."""
+    vocab_size = len(counts)
+    current, following = text[:-1].astype(np.int64), text[1:].astype(np.int64)
+    one = np.ones(len(current), np.int64)
+    count = counts[current, following] + sum_before(current * vocab_size + following, one) + smoothing
+    total = counts.sum(axis=1)[current] + sum_before(current, one) + smoothing * vocab_size
+    return -np.log(np.where(total > 0, count / np.where(total > 0, total, 1), 1 / vocab_size))

@@ -1,0 +1,110 @@
+"""Training that is one step: counting a text, reading counted n-grams, mixing trained models."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from babyjax.config import BigramConfig, MixtureConfig, NGramConfig, TrainConfig
+from babyjax.counts.kneser_ney import choose_fitted, choose_order, estimate_ngram, fit_discounts
+from babyjax.counts.pairs import count_windows
+from babyjax.evaluation.losses import Nats
+from babyjax.evaluation.mixing import MixtureEvaluator, cross_fitted, fit_weights
+from babyjax.models.base import LanguageModel
+from babyjax.models.bigram import Bigram, count_matrix
+from babyjax.models.mixture import Mixture
+from babyjax.text import duration
+from babyjax.training.devices import require_memory
+from babyjax.training.events import Event, State
+
+
+class Made(NamedTuple):
+    """A trained model, what was done, its losses if they are known already, and what else a person should know."""
+
+    model: LanguageModel
+    done: str
+    losses: dict[str, Nats] | None = None
+    more: tuple[str, ...] = ()
+
+
+class OnceTrainer:
+    """One step, `make`, from a model without counts or weights to the trained one."""
+
+    total_steps = 1
+
+    def __init__(self, untrained: Callable[[], LanguageModel], make: Callable[[], Made]):
+        self._untrained, self._make = untrained, make
+
+    def init(self) -> State:
+        """Return the untrained model."""
+        return State(np.int32(0), self._untrained(), ())
+
+    def run(self, state: State, pauses: tuple[int, ...] = ()) -> Iterator[Event]:
+        """Take the step, unless `state` is trained already."""
+        if state.step:
+            return
+        yield Event(0, state, np.empty(0), 0.0)
+        start = time.perf_counter()
+        made = self._make()
+        jax.block_until_ready(made.model)
+        seconds = time.perf_counter() - start
+        yield Event(
+            1,
+            State(np.int32(1), made.model, ()),
+            np.full(1, np.nan),
+            seconds,
+            last=True,
+            note=made.done,
+            milestone=True,
+            summary=(*made.more, f"time      {duration(seconds)}, {made.done}"),
+            losses=made.losses,
+        )
+
+
+def count_bigram(tokens: Int[np.ndarray, " L"], vocab_size: int, config: BigramConfig, train: TrainConfig) -> Made:
+    """Count every pair of `tokens`, or the pairs of the random windows of `train.steps` batches."""
+    require_memory(2 * 4 * vocab_size**2, f"a table of {vocab_size:,} x {vocab_size:,} counts")
+    if config.counting == "corpus":
+        counts = count_matrix(tokens, vocab_size)
+    else:
+        sizes = {"steps": train.steps, "batch_size": train.batch_size, "block_size": config.block_size}
+        counts = count_windows(tokens, vocab_size, train.seed, **sizes)
+    pairs = int(np.asarray(counts).sum(dtype=np.int64))
+    return Made(Bigram(counts, config.smoothing), f"counted {pairs:,} pairs")
+
+
+def count_ngram(tokens: Int[np.ndarray, " L"], vocab_size: int, config: NGramConfig) -> Made:
+    """Count the n-grams of `tokens` and smooth them."""
+    fitted = config.discounts == "fitted"
+    if config.order == "auto" and fitted:
+        order, discounts = choose_fitted(tokens, vocab_size)
+    else:
+        order = choose_order(tokens, vocab_size) if config.order == "auto" else config.order
+        discounts = fit_discounts(tokens, vocab_size, order)[0] if fitted else None
+    model = estimate_ngram(tokens, vocab_size, order, discounts)
+    return Made(model, f"counted {model.size:,} n-grams of up to {order} tokens")
+
+
+def mix(
+    parts: Sequence[LanguageModel], names: Sequence[str], config: MixtureConfig, evaluator: MixtureEvaluator
+) -> Made:
+    """Mix trained models, with the weights that are best for the validation split."""
+    nats, depth = evaluator.part_nats(parts)
+    depths = 1 if config.weights == "global" else int(depth.max()) + 1
+    log_weights = fit_weights(nats, depth, depths)
+    model = Mixture(parts, jnp.asarray(log_weights, jnp.float32))
+    losses = evaluator(model, ["train"]) | {"val": evaluator.of_tokens(cross_fitted(nats, depth, depths), "val")}
+    share = np.exp(log_weights)[np.minimum(depth, depths - 1)].mean(axis=0)
+    return Made(
+        model,
+        f"mixed {len(parts)} models",
+        losses,
+        tuple(
+            f"part      {name}: val {loss:.4f}, mean weight {weight:.3f}"
+            for name, loss, weight in zip(names, nats.mean(axis=0), share, strict=True)
+        ),
+    )
