@@ -115,8 +115,8 @@ class ModelConfig(Options):
         return False
 
     @property
-    def least_tokens(self) -> int:
-        """A training text must be longer than this."""
+    def window(self) -> int:
+        """Tokens in a training window; 1 if the model is not trained on windows."""
         return 1
 
 
@@ -126,7 +126,7 @@ class WindowedConfig(ModelConfig):
     block_size: int = option(8, "tokens in a training window", ge=1, le=1e9)
 
     @property
-    def least_tokens(self) -> int:
+    def window(self) -> int:
         return self.block_size
 
 

@@ -43,7 +43,7 @@ class NGramBaseline(NamedTuple):
     """What the counted n-gram of an order loses on each validation token but the first, in nats."""
 
     order: int
-    nats: Float[np.ndarray, " L-1"]
+    nats: Float[np.ndarray, " T"]
 
     @property
     def val(self) -> float:
@@ -99,7 +99,7 @@ def load_task(config: Config) -> Task:
     """Load the corpus of a config, tokenize, split and count it. Raises: DataError, or ConfigError for sizes."""
     corpus = load_corpus_of(config.data, config.choices.data)
     tokenizer = TOKENIZERS[config.data.tokenizer].fit(corpus.text)
-    split = split_tokens(tokenizer.encode(corpus.text), config.model.least_tokens)
+    split = split_tokens(tokenizer.encode(corpus.text), config.model.window)
     pairs = PairCounts.from_split(split, tokenizer.vocab_size)
     parts = _load_parts(config.model, corpus, tokenizer) if isinstance(config.model, MixtureConfig) else ()
     models, tokens = [part.model for part in parts], config.train.eval_tokens

@@ -52,7 +52,7 @@ class Evidence(NamedTuple):
         return np.where(self.total > 0, mixed / np.maximum(self.total, 1), lower)
 
 
-def discounts_of(counts_of_counts: Float[np.ndarray, "*T 4"]) -> Float[np.ndarray, "*T 3"]:
+def discounts_of(counts_of_counts: Int[np.ndarray, "*T 4"]) -> Float[np.ndarray, "*T 3"]:
     """Return D1, D2 and D3 from the numbers of n-grams with a count of 1, 2, 3 and 4.
 
     They are those of the paper, unless one has no value or is not in (0, 1], (0, 2] or (0, 3]: then `FALLBACK`.
@@ -118,7 +118,7 @@ def estimate_ngram(
 def evidence_at(levels: list[Level], length: int, highest: bool, adaptive: bool) -> Evidence:
     """Return what is known at each place of the second text from the `length`-th on, when it is predicted."""
     level = levels[length - 1]
-    gram = level.after[: len(level.after) - length + 1]  # that ends at the place
+    gram = level.after[: max(len(level.after) - length + 1, 0)]  # that ends at the place
     context = level.prefix[gram]
     counts, contexts = _counts(levels, length, highest), _evidence(levels, length, highest)[1]
     count, total, kinds = counts[gram], contexts.total[context], contexts.kinds[context]
@@ -128,9 +128,9 @@ def evidence_at(levels: list[Level], length: int, highest: bool, adaptive: bool)
         counted = np.ones(len(gram), bool)
     else:
         longer = levels[length]
-        extended = longer.after[: len(gram) - 1]
+        extended = longer.after[: max(len(gram) - 1, 0)]
         is_new = (longer.counts[extended] == 0) & (sum_before(extended, np.ones(len(extended), int)) == 0)
-        counted = np.append(False, is_new)  # the first has no token before it
+        counted = np.append(False, is_new)[: len(gram)]  # the first has no token before it
     count = count + sum_before(gram, counted.astype(int))
     more = _change_of_kinds(count, counted)
     in_all = np.array([np.count_nonzero(counts == times) for times in (1, 2, 3, 4)])
@@ -152,7 +152,7 @@ def _change_of_kinds(count: Int[np.ndarray, " T"], counted: Bool[np.ndarray, " T
     return (after.astype(int) - before) * counted[:, None]
 
 
-def nats_at(evidence: list[Evidence], vocab_size: int) -> Float[np.ndarray, " M-1"]:
+def nats_at(evidence: list[Evidence], vocab_size: int) -> Float[np.ndarray, " T"]:
     """Return -log p of every token of a text but the first, from the evidence for n-grams of 1, 2, ... tokens."""
     probability = np.full(len(evidence[0].counts), 1 / vocab_size)
     for shorter, each in enumerate(evidence):
@@ -160,7 +160,7 @@ def nats_at(evidence: list[Evidence], vocab_size: int) -> Float[np.ndarray, " M-
     return -np.log(probability[1:])
 
 
-def matched_at(evidence: list[Evidence]) -> Int[np.ndarray, " M-1"]:
+def matched_at(evidence: list[Evidence]) -> Int[np.ndarray, " T"]:
     """Return how many tokens before each token of a text but the first are a context that was seen."""
     matched = np.zeros(len(evidence[0].counts), np.int64)
     for shorter, each in enumerate(evidence[1:], 1):

@@ -20,8 +20,8 @@ from babyjax.models.bigram import Bigram
 from babyjax.models.mixture import Mixture
 from babyjax.models.ngram import NGram
 
-TokenNats = Float[np.ndarray, " L-1"]
-Matched = Int[np.ndarray, " L-1"]
+TokenNats = Float[np.ndarray, " T"]
+Matched = Int[np.ndarray, " T"]
 
 
 def counts_text(config: Config) -> bool:

@@ -1,7 +1,7 @@
 """The evaluator that fits a model."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from babyjax.models.base import LanguageModel
 from babyjax.models.mixture import Mixture
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Returns the loss of each split; calls `progress(split, fraction)` on the way."""
 
@@ -49,7 +50,7 @@ def token_nats(
     name: str,
     stride: int | None = None,
     progress: Callable[[str, float], None] = lambda split, fraction: None,
-) -> Float[np.ndarray, " L-1"]:
+) -> Float[np.ndarray, " T"]:
     """Return -log p of every token of a split but the first, in nats, in windows as `make_evaluator` says."""
     if isinstance(model, Mixture):
         return MixtureEvaluator(split, byte_lengths, stride).token_nats(model, name, progress)

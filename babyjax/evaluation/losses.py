@@ -238,13 +238,13 @@ class ContextEvaluator:
         model: LanguageModel,
         name: str,
         progress: Callable[[str, float], None] = lambda split, fraction: None,
-    ) -> Float[np.ndarray, " L-1"]:
+    ) -> Float[np.ndarray, " T"]:
         """Return -log p of every token of a split but the first, in nats. Raises: as a call does."""
         assert self._limit is None, "a sample of the windows is not every token"
         scores = self._score(model, name, progress, _token_nats)
         return np.concatenate([nats[scored] for nats, _, scored in scores]).astype(np.float64)
 
-    def token_matched(self, model: LanguageModel, name: str) -> Int[np.ndarray, " L-1"]:
+    def token_matched(self, model: LanguageModel, name: str) -> Int[np.ndarray, " T"]:
         """Return the model's `matched` before every token of a split but the first."""
         scores = self._score(model, name, lambda split, fraction: None, _token_matched)
         return np.concatenate([matched[scored] for matched, _, scored in scores])

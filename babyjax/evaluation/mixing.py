@@ -88,7 +88,7 @@ class MixtureEvaluator:
 
     def token_nats(
         self, model: Mixture, name: str, progress: Callable[[str, float], None] = lambda split, fraction: None
-    ) -> Float[np.ndarray, " L-1"]:
+    ) -> Float[np.ndarray, " T"]:
         """Return -log p of every token of a split but the first, in nats."""
         if name == "val":
             nats, depth = self.part_nats(model.parts, progress)
@@ -111,7 +111,7 @@ class MixtureEvaluator:
                 losses |= self.windows(model, self.tokens)(model, [name], progress)
         return losses
 
-    def of_tokens(self, nats: Float[np.ndarray, " L-1"], name: str) -> Nats:
+    def of_tokens(self, nats: Float[np.ndarray, " T"], name: str) -> Nats:
         """Add up the losses of every token of a split but the first."""
         return Nats.of_tokens(nats, int(self.byte_lengths[getattr(self.split, name)[1:]].sum()))
 

@@ -78,7 +78,7 @@ def read_arpa(path: Path, words: Sequence[str]) -> NGram:
     for length, level in enumerate(levels[1:], 2):
         parent, size = _find(keys, level.tokens[:, :-1], vocab_size), len(keys[-1])
         if (parent < 0).any():
-            gram = " ".join(words[token] for token in level.tokens[int(np.argmin(parent)), :-1].tolist())
+            gram = " ".join(words[int(token)] for token in level.tokens[np.argmin(parent), :-1])
             raise DataError(f"{path} has n-grams that continue {shown(gram)!r}, but not that itself")
         # Scale what follows each context to a sum of one: its own n-grams, and the rest by the backoff weight.
         lower = log_p[0][level.tokens[:, -1]]
@@ -98,7 +98,7 @@ def read_arpa(path: Path, words: Sequence[str]) -> NGram:
     return NGram.from_levels(vocab_size, [each.tokens[:, -1] for each in levels], parents, log_p, log_b[:-1])
 
 
-def _find(keys: list[Int[np.ndarray, " N"]], grams: Int[np.ndarray, "M n"], vocab_size: int) -> Int[np.ndarray, " M"]:
+def _find(keys: list[Int[np.ndarray, " _"]], grams: Int[np.ndarray, "M n"], vocab_size: int) -> Int[np.ndarray, " M"]:
     """Return the number of each n-gram among those of its length, -1 if it is not there."""
     found = np.zeros(len(grams), np.int64)
     for level, token in zip(keys, grams.T, strict=True):

@@ -120,6 +120,10 @@ class BabyGPTDecoder(Decoder):
         # Split once: slicing the stacked blocks inside a loop of `extend` would copy them every time.
         self.blocks = [jax.tree.map(lambda leaf, i=i: leaf[i], model.blocks) for i in range(model.config.n_layer)]
 
+    @property
+    def capacity(self) -> int | None:
+        return self.model.max_length
+
     def init_cache(self, batch: int) -> Cache:
         config = self.model.config
         empty = jnp.zeros((batch, config.n_head, config.block_size, config.n_embd // config.n_head), config.dtype)

@@ -85,4 +85,21 @@ class Decoder:
 
     def matched(self, cache: Any) -> Int[Array, " B"]:
         """Return the model's `matched` after the last token of each row."""
-        return jnp.zeros_like(cache[1])
+        return jnp.zeros(len(jax.tree.leaves(cache)[0]), jnp.int32)
+
+
+class LastTokenDecoder(Decoder):
+    """Of a model of one previous token; the cache is that token, and texts of any length fit."""
+
+    @property
+    def capacity(self) -> int | None:
+        return None
+
+    def init_cache(self, batch: int) -> Int[Array, " B"]:
+        return jnp.zeros(batch, jnp.int32)
+
+    def extend(
+        self, cache: Int[Array, " B"], tokens: Int[Array, "B T"], counts: Int[Array, " B"] | None = None
+    ) -> tuple[Float[Array, "B V"], Int[Array, " B"]]:
+        last = tokens[:, -1] if counts is None else tokens[jnp.arange(len(tokens)), counts - 1]
+        return self.model(last[:, None])[:, 0], last

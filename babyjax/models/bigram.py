@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Integer, Key
 
 from babyjax.checks import check_tokens
 from babyjax.errors import ConfigError, CountError, TokenError
-from babyjax.models.base import LanguageModel
+from babyjax.models.base import LanguageModel, LastTokenDecoder
 
 # The largest V for which every flat index x * V + y fits an int32.
 MAX_FLAT_VOCAB = 46_340
@@ -104,6 +104,9 @@ class Bigram(LanguageModel):
     def lookup(self, tokens: Int[Array, "B T"]) -> Int[Array, "B T V"]:
         """The seed's forward: `counts[tokens]`."""
         return self.counts[...][tokens]
+
+    def decoder(self) -> LastTokenDecoder:
+        return LastTokenDecoder(self)
 
     def __call__(self, tokens: Int[Array, "B T"], *, key: Key[Array, ""] | None = None) -> Float[Array, "B T V"]:
         smoothed = self.lookup(tokens) + jnp.float32(self.smoothing)

@@ -46,7 +46,7 @@ class Rung:
         given = [f"data.path={path}", f"optimizer.learning_rate={RATE}", f"train.seed={seed}"]
         self.config = babyjax.load_config([*f"model={options}".split(), *given])
         self.task = babyjax.load_task(self.config)
-        block_size = self.config.model.block_size
+        block_size = self.config.model.window
         self.evaluate = partial(
             babyjax.ContextEvaluator(self.task.split, self.task.tokenizer.byte_lengths, block_size, block_size // 2),
             splits=["val"],

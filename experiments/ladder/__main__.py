@@ -14,8 +14,8 @@ from typing import Any
 
 import babyjax
 from babyjax.config import Config
+from babyjax.counts.kneser_ney import losses_by_order
 from babyjax.options import presets_of
-from experiments.ladder.ngram import KneserNey
 from experiments.ladder.report import report
 from experiments.record import run_experiment
 
@@ -43,7 +43,7 @@ def climb(name: str, path: str, rates: tuple[float, ...], steps: int) -> dict[st
     for rate in rates:
         options = [f"model={name}", f"data.path={path}", f"optimizer.learning_rate={rate}", f"train.steps={steps}"]
         config = babyjax.load_config(options)
-        assert config.model.block_size == BLOCK_SIZE
+        assert config.model.window == BLOCK_SIZE
         task = babyjax.load_task(config)
         losses[f"{rate:g}"], parameters = train(config, task), task.parameters
     best = min(losses, key=losses.__getitem__)
@@ -57,16 +57,14 @@ def measure(path: str, quick: bool) -> dict[str, Any]:
     rungs, rates, steps, orders = (RUNGS[:1], RATES[:1], 50, ORDERS[:3]) if quick else (RUNGS, RATES, STEPS, ORDERS)
     config = babyjax.load_config([f"data.path={path}"])
     task = babyjax.load_task(config)
+    counted = losses_by_order(*task.split, task.tokenizer.vocab_size)
     return {
         "corpus": task.corpus.name,
         "sha256": task.corpus.sha256,
         "vocab_size": task.tokenizer.vocab_size,
         "seed": config.train.seed,
         "steps": steps,
-        "ngrams": {
-            str(order): float(KneserNey(task.split.train, task.tokenizer.vocab_size, order).nats(task.split.val).mean())
-            for order in orders
-        },
+        "ngrams": {str(order): float(counted[order - 1]) for order in orders},
         "rungs": [climb(name, path, rates, steps) for name in rungs],
     }
 

@@ -160,7 +160,7 @@ def train(model, optimizer, config: Config, data: torch.Tensor, steps: int) -> N
     """nanoGPT's loop: random windows, a learning-rate schedule, gradient clipping."""
     rule = config.optimizer
     assert isinstance(rule, AdamWConfig)
-    batch_size, block_size = config.train.batch_size, config.model.block_size
+    batch_size, block_size = config.train.batch_size, config.model.window
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(rule, step, config.train.steps)

@@ -12,9 +12,9 @@ import numpy as np
 import babyjax
 from babyjax.config import Config, CountsConfig
 from babyjax.counts.fit import SMOOTHINGS
+from babyjax.counts.kneser_ney import losses_by_order
 from babyjax.training.optimizer import make_optimizer
 from babyjax.training.step import sum_nats
-from experiments.ladder.ngram import KneserNey
 from experiments.record import take_turns
 from experiments.seed_comparison.baselines import baselines, count, timed
 from experiments.seed_comparison.hardware import hardware
@@ -41,7 +41,7 @@ def structure(study: Study) -> dict[str, Any]:
     embedding, kernel, bias = parameters_of(model)
     logits = logits_of(model)
     optimizer = partial(make_optimizer, config.optimizer, config.train.steps)
-    advance = babyjax.make_advance(optimizer, config.train.batch_size, config.model.block_size)
+    advance = babyjax.make_advance(optimizer, config.train.batch_size, config.model.window)
     state = jax.eval_shape(lambda model: babyjax.init_state(model, optimizer(1.0)), model)
     program = advance.lower(state, jnp.asarray(study.tokens), 1, babyjax.Hyper(0, 1.0)).as_text()
     changed = np.concatenate([(inputs[:, :-1] + 1) % study.vocab_size, inputs[:, -1:]], axis=1)
@@ -164,23 +164,21 @@ def extension(study: Study) -> dict[str, Any]:
     task, config = study.task, babyjax.load_config([f"model={study.effort.rung}", "optimizer.learning_rate=1e-3"])
     config = config.replace(train=config.train.replace(steps=study.config.train.steps))
     bigram, babygpt = study.losses(study.bigram)["val"], study.adamw.curve["val"][-1]
-    evaluator = babyjax.ContextEvaluator(task.split, task.tokenizer.byte_lengths, config.model.block_size, stride=4)
+    evaluator = babyjax.ContextEvaluator(task.split, task.tokenizer.byte_lengths, config.model.window, stride=4)
     task = replace(task, initialize=partial(babyjax.make_model, config.model, study.vocab_size))
     trainer, rung, event = babyjax.make_trainer(config, task), float("inf"), None
     for event in babyjax.evaluated(trainer.run(trainer.init(), (500,)), partial(evaluator, splits=["val"]), 500):
         if event.losses and (rung := event.losses["val"].per_token) < min(bigram, babygpt):
             break
     assert event is not None
+    counted = losses_by_order(*task.split, study.vocab_size)
     return {
         "rung": study.effort.rung,
         "steps": event.step,
         "rung_val": rung,
         "bigram_val": bigram,
         "babygpt_val": babygpt,
-        "ngram_val": {
-            str(order): float(KneserNey(study.tokens, study.vocab_size, order).nats(task.split.val).mean())
-            for order in study.effort.orders
-        },
+        "ngram_val": {str(order): float(counted[order - 1]) for order in study.effort.orders},
     }
 
 

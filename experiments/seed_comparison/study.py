@@ -76,7 +76,7 @@ class Study:
     @property
     def batch(self) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of the first training step."""
-        train, block_size = self.config.train, self.config.model.block_size
+        train, block_size = self.config.train, self.config.model.window
         inputs, targets = batch_at(jnp.asarray(self.tokens), train.seed, 0, train.batch_size, block_size)
         return np.asarray(inputs), np.asarray(targets)
 

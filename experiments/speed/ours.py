@@ -36,10 +36,10 @@ def training(options: list[str], steps: int):
     events = trainer.run(trainer.init(), (steps,))
     start = time.perf_counter()
     next(events)  # compiles
-    tokens = steps * config.train.batch_size * config.model.block_size
+    tokens = steps * config.train.batch_size * config.model.window
     details: Details = {"compilation_seconds": time.perf_counter() - start, "tokens": tokens}
     if peak := peak_flops(jax.devices()[0].device_kind):  # the backward pass costs twice the forward
-        details["seconds_at_peak"] = 3 * task.model.flops(config.model.block_size) * tokens / peak
+        details["seconds_at_peak"] = 3 * task.model.flops(config.model.window) * tokens / peak
 
     def run() -> Details:
         next(event for event in events if event.step % steps == 0)
@@ -53,7 +53,7 @@ def whole_run(options: list[str], stride: int):
     config = babyjax.load_config(options)
     task = babyjax.load_task(config)
     trainer = babyjax.make_trainer(config, task)
-    evaluator = ContextEvaluator(task.split, task.tokenizer.byte_lengths, config.model.block_size, stride)
+    evaluator = ContextEvaluator(task.split, task.tokenizer.byte_lengths, config.model.window, stride)
 
     def run() -> Details:
         seconds, event = 0.0, None

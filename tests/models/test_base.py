@@ -11,20 +11,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ladder import QUICK_RUNGS, RUNGS, filled, logits_of, mostly_slow, small
 
+from babyjax import Mixture, estimate_ngram
 from babyjax.models.base import Decoder, LanguageModel
 from babyjax.models.bigram import Bigram
 
 V, BLOCK = 11, 8
+OTHERS = ("bigram", "ngram", "mixture")
 TOKENS = jax.random.randint(jax.random.key(0), (3, BLOCK), 0, V)
 
 
 def a_model(name: str) -> LanguageModel:
     if name == "bigram":
         return Bigram(jax.random.randint(jax.random.key(1), (V, V), 0, 9))
+    if name == "ngram":
+        return estimate_ngram(np.random.default_rng(0).integers(0, V, 99), V, BLOCK + 1)
+    if name == "mixture":
+        parts = [a_model("ngram"), a_model("babygpt-v2-position")]
+        return Mixture(parts, jnp.log(jnp.array([[0.2, 0.8], [0.9, 0.1]])))
     return filled(small(name), V)
 
 
-@pytest.fixture(params=mostly_slow(["bigram", *RUNGS], "bigram", *QUICK_RUNGS))
+@pytest.fixture(params=mostly_slow([*OTHERS, *RUNGS], *OTHERS, *QUICK_RUNGS))
 def model(request):
     return a_model(request.param)
 
@@ -59,8 +66,8 @@ def each_token(model, tokens, make_decoder):
 
     def read(cache, column):
         logits, longer = decoder.extend(cache, column[:, None])
-        # A context of one token has no room for a second.
-        return cache if model.context_length == 1 else longer, logits
+        # A window of one token has no room for a second.
+        return cache if decoder.capacity == 1 else longer, logits
 
     return jax.lax.scan(read, decoder.init_cache(len(tokens)), tokens.T)[1].swapaxes(0, 1)
 
@@ -70,7 +77,7 @@ def test_a_decoder_gives_every_position_the_logits_of_the_whole(model, make_deco
     np.testing.assert_allclose(each_token(model, TOKENS, make_decoder), logits_of(model, TOKENS), atol=1e-5)
 
 
-PIECES = {name: a_model(name) for name in ("babygpt-v2-position", "babygpt-v6-blocks", "gpt2")}
+PIECES = {name: a_model(name) for name in ("ngram", "mixture", "babygpt-v6-blocks", "gpt2")}
 EXTEND = {
     "own": jax.jit(lambda model, cache, tokens, counts: model.decoder().extend(cache, tokens, counts)),
     "default": jax.jit(lambda model, cache, tokens, counts: Decoder(model).extend(cache, tokens, counts)),
