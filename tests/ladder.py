@@ -13,7 +13,7 @@ from babyjax.config import BabyGPTConfig
 from babyjax.models.babygpt import BabyGPT
 from babyjax.trees import map_named
 
-LADDER = [name for name in presets.MODELS if name != "bigram"]
+LADDER = [name for name in presets.MODELS if name not in ("bigram", "ngram", "mixture")]
 # v12 and the larger gpt2 have no idea that v11 and gpt2 have not.
 RUNGS = [name for name in LADDER if not name.startswith(("gpt2-", "babygpt-v12"))]
 # Between them these have every idea.

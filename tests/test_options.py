@@ -121,7 +121,8 @@ WRONG = [
     (["model.dropout=0.1"], "model.dropout= is for models with blocks; model=babygpt has none"),
     (["model=bigram", "trainer=counts"], "model=bigram is trained by trainer=counting"),
     (["model=bigram", "trainer=sgd"], "model=bigram is trained by trainer=counting"),
-    (["trainer=counting"], "trainer=counting is for model=bigram"),
+    (["trainer=counting"], "model=babygpt is trained by trainer=sgd or trainer=counts, not by trainer=counting"),
+    (["model=ngram", "trainer=mixing"], "model=ngram is trained by trainer=counting, not by trainer=mixing"),
     (["model=babygpt-v2-position", "trainer=counts"], "trainer=counts is for v1 in float32"),
     (["model.dtype=bfloat16", "trainer=counts"], "trainer=counts is for v1 in float32"),
     (["model=bigram", "train.grow_from=x"], "train.grow_from= is for trainer=sgd, not trainer=counting"),
@@ -240,7 +241,7 @@ def test_a_file_that_cannot_be_read_gets_one_sentence(tmp_path, monkeypatch, pat
 
 
 CHANGED = [
-    [f"{group}={name}", *(["model=bigram"] if name == "counting" else [])]
+    [f"{group}={name}", *{"counting": ["model=ngram"], "mixing": ["model=mixture"]}.get(name, [])]
     for group in PRESETS
     for name in PRESETS[group]
 ] + [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from babyjax.config import BabyGPTConfig, BigramConfig, LionConfig, Options
+from babyjax.config import BabyGPTConfig, BigramConfig, LionConfig, MixtureConfig, NGramConfig, Options
 from babyjax.errors import ConfigError
 from babyjax.options import load_config, options_of, presets_of
 from babyjax.presets import PRESETS, expand, preset
@@ -38,7 +38,8 @@ def test_a_rung_adds_its_idea_to_the_rung_below():
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in PRESETS for name in PRESETS[group]])
 def test_every_preset_can_be_chosen_and_sets_options_that_exist(group, name):
-    config = load_config([f"{group}={name}", *(["model=bigram"] if name == "counting" else [])])
+    model = {"counting": ["model=bigram"], "mixing": ["model=mixture"]}.get(name, [])
+    config = load_config([f"{group}={name}", *model])
     assert getattr(config.choices, group) == name
     kind, values = expand(group, name)
     assert issubclass(kind, Options)
@@ -68,10 +69,18 @@ def test_a_preset_brings_its_recipe_and_the_command_line_has_the_last_word():
     assert (gpt2.n_embd, gpt2.n_layer, gpt2.n_head, gpt2.block_size, gpt2.vocab_size) == (1600, 48, 25, 1024, 50257)
 
 
-@pytest.mark.parametrize("model", ["babygpt", "bigram"])
-def test_the_trainer_of_a_model(model):
-    assert load_config([f"model={model}"]).choices.trainer == {"babygpt": "sgd", "bigram": "counting"}[model]
-    assert preset(model) == {"babygpt": BabyGPTConfig(), "bigram": BigramConfig()}[model]
+@pytest.mark.parametrize(
+    ("model", "trainer", "config"),
+    [
+        ("babygpt", "sgd", BabyGPTConfig()),
+        ("bigram", "counting", BigramConfig()),
+        ("ngram", "counting", NGramConfig()),
+        ("mixture", "mixing", MixtureConfig()),
+    ],
+)
+def test_the_trainer_of_a_model(model, trainer, config):
+    assert load_config([f"model={model}"]).choices.trainer == trainer
+    assert preset(model) == config
 
 
 def test_training_on_counts_is_evaluated_after_every_step():

@@ -24,7 +24,11 @@ class WithoutCache(LanguageModel):
     """The same function with the default decoder, which rereads the window for every token."""
 
     def __init__(self, model):
-        self.model, self.vocab_size, self.context_length = model, model.vocab_size, model.context_length
+        self.model, self.vocab_size = model, model.vocab_size
+
+    @property
+    def context_length(self):
+        return self.model.context_length
 
     def __call__(self, tokens, *, key=None):
         return self.model(tokens)

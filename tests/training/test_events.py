@@ -45,6 +45,7 @@ TRAINERS = {
     "sgd": ("model=babygpt", "model.n_embd=4", "train.batch_size=4", "train.steps=20"),
     "counts": ("model=babygpt", "model.n_embd=2", "trainer=counts", "trainer.starts=2"),
     "counting": ("model=bigram",),
+    "counting n-grams": ("model=ngram", "model.order=3"),
 }
 
 
