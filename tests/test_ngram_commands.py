@@ -43,7 +43,7 @@ def test_a_run_is_evaluated_and_sampled_like_any_other(call, folder, name):
     run = babyjax.load_run(folder / name)
     assert result["splits"]["val"]["tokens"] == 128
     assert result["splits"]["val"]["nats_per_token"] < 3
-    assert ("stride" in result) and result["ngram_order"] >= 1
+    assert result["ngram_order"] >= 1
     assert "adaptive" not in result["splits"]["val"]
     status, out, err = call("sample", f"run_dir={folder / name}", "prompt=to ", "max_new_tokens=20", "seed=3")
     assert (status, err, len(out)) == (0, "", 24)
@@ -83,8 +83,7 @@ def test_adaptive_losses_have_a_column_of_their_own(call, folder, name):
     status, out, _ = call("evaluate", f"run_dir={folder / name}", "adaptive=true")
     assert status == 0
     assert "adaptive" not in static.lower()
-    heads = out.splitlines()[-10 if name == "bigram" else -10 :]
-    assert any("adaptive nats/token" in line for line in heads)
+    assert "  adaptive nats/token\n" in out
     assert "Adaptive: each token is predicted, then counted. Not to be compared" in out
     status, out, _ = call("evaluate", f"run_dir={folder / name}", "adaptive=true", "format=json", "split=val")
     run = babyjax.load_run(folder / name)

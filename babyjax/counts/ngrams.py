@@ -3,11 +3,10 @@
 Sorting the places of a text by the tokens that start there puts equal n-grams side by side, for every n at once.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Integer
+from jaxtyping import Int, Integer, Shaped
 
 from babyjax.checks import check_tokens
 from babyjax.errors import CountError
@@ -48,60 +47,57 @@ def count_ngrams(
     if places >= 2**31:
         raise CountError(f"{places:,} tokens are more n-grams than an int32 can number")
     # Codes are tokens plus one. A 0 ends a text, so an n-gram with a 0 in it is none.
-    codes = np.zeros(places + order, np.int32)
+    codes = np.zeros(places + order, np.uint32)
     codes[: len(tokens)] = tokens
     codes[seam:places] = after
     codes[: len(tokens)] += 1
     codes[seam:places] += 1
-    bits = int(vocab_size).bit_length()
-    per_word = min(order, 64 // bits)
-    parts = [(start, min(start + per_word, order)) for start in range(0, order, per_word)]
-    by_content = _sort(_pack(codes, places, start, end, bits) for start, end in parts)
+    by_content = _sort(codes, places, order, int(vocab_size).bit_length())
 
     levels: list[Level] = []
     first, whole = np.arange(places) == 0, np.ones(places, bool)  # of its n-gram in sorted order; within one text
     at, number = np.zeros(places + 1, np.int32), np.zeros(places, np.int32)  # of the n-gram, by place and sorted
     for length in range(1, order + 1):
-        code = codes[by_content + (length - 1)]
+        code = codes[length - 1 :][by_content]
         first[1:] |= code[1:] != code[:-1]
         whole &= code > 0
         starts = np.flatnonzero(first & whole)
+        last = code[starts].astype(np.int32) - 1
         if length == 1:
-            prefix, last = np.zeros(vocab_size, np.int32), np.arange(vocab_size, dtype=np.int32)
-            suffix, number = prefix, code - 1
+            prefix = suffix = np.zeros(vocab_size, np.int32)
+            number, counts = code.astype(np.int32) - 1, np.zeros(vocab_size, np.int64)
         else:
-            prefix, last, suffix = number[starts], code[starts] - 1, at[by_content[starts] + 1]
-            number = np.cumsum(first & whole, dtype=np.int32) - 1
+            prefix, suffix = number[starts], at[by_content[starts] + 1]
+            number, counts = np.cumsum(first & whole, dtype=np.int32) - 1, np.zeros(len(starts), np.int64)
+        del code
         at = np.full(places + 1, -1, np.int32)
-        at[by_content[whole]] = number[whole]
-        counts = np.bincount(number[whole & (by_content < seam)], minlength=len(last))
-        levels.append(Level(prefix, last, suffix, counts, at[seam:places]))
+        at[by_content] = np.where(whole, number, -1)
+        if len(starts):
+            seen = np.add.reduceat(whole & (by_content < seam), starts, dtype=np.int64)
+            counts[last if length == 1 else slice(None)] = seen
+        if length == 1:
+            last = np.arange(vocab_size, dtype=np.int32)
+        levels.append(Level(prefix, last, suffix, counts, at[seam:places].copy()))
     return levels
 
 
-def _sort(words: Iterator[np.ndarray]) -> Int[np.ndarray, " K"]:
-    """Return the places sorted by the first word, those alike by the second, and so on."""
-    word = next(words)
-    by_content = np.argsort(word)
-    group = np.zeros(len(word), np.int64)
-    for following in words:
-        word = word[by_content]
-        group += np.append(0, np.cumsum(word[1:] != word[:-1]))
-        alike = np.append(False, group[1:] == group[:-1])
-        alike[:-1] |= alike[1:]
-        tied = by_content[alike]
-        by_content[alike] = tied[np.lexsort((following[tied], group[alike]))]
-        word = following
+def _sort(codes: Shaped[np.ndarray, " _"], places: int, order: int, bits: int) -> Int[np.ndarray, " K"]:
+    """Return the places sorted by the `order` codes of `bits` bits after each.
+
+    As many codes at a time as fit 64 bits beside the rank by the codes before.
+    """
+    rank, ranks, done, by_content = np.zeros(places, np.int32), 1, 0, np.arange(places)
+    while done < order and ranks < places:
+        width = min(order - done, (64 - (ranks - 1).bit_length()) // bits)
+        key = rank.astype(np.uint64)
+        for offset in range(done, done + width):
+            key <<= np.uint64(bits)
+            key |= codes[offset : offset + places]
+        by_content = np.argsort(key)
+        key = key[by_content]
+        rank[by_content] = np.cumsum(np.append(False, key[1:] != key[:-1]), dtype=np.int32)
+        ranks, done = 1 + int(rank[by_content[-1]]), done + width
     return by_content
-
-
-def _pack(codes: Int[np.ndarray, " K"], places: int, start: int, end: int, bits: int) -> np.ndarray:
-    """Return codes `start` to `end` after each place as one number, the first in the highest bits."""
-    word = np.zeros(places, np.uint64)
-    for offset in range(start, end):
-        word <<= np.uint64(bits)
-        word |= codes[offset : offset + places].astype(np.uint64)
-    return word
 
 
 def sum_before(group: Int[np.ndarray, " T"], change: Int[np.ndarray, "T *more"]) -> Int[np.ndarray, "T *more"]:
