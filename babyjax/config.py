@@ -154,7 +154,7 @@ class MixtureConfig(ModelConfig):
 
     trainers: ClassVar[tuple[str, ...]] = ("mixing",)
     parts: str = option("", "run directories to mix, with commas between them")
-    weights: Literal["global", "depth"] = option("depth", "one weight per part, or one by matched context of an n-gram")
+    weights: Literal["global", "depth"] = option("depth", "one per part, or by tokens an n-gram matched")
 
 
 class BabyGPTConfig(WindowedConfig):

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 import babyjax
 from babyjax.cli import describe, prepare_jax, run_command, show
 from babyjax.config import Options, option, size
@@ -60,7 +58,7 @@ def evaluate(
     run = babyjax.load_run(run_dir, step)
     model, byte_lengths, vocab_size = run.model, run.tokenizer.byte_lengths, run.tokenizer.vocab_size
     if stride is not None and model.max_length is None:
-        raise ConfigError(f"stride= is for models with blocks; {run.config.choices.model} sees all it can of any text")
+        raise ConfigError(f"stride= is for models with a block; {run.config.choices.model} uses all the context it can")
     if adaptive and split == "train":
         raise ConfigError("adaptive=true is about the validation split; leave out split=train")
     path = user_path(per_token, BabyjaxError) if per_token else None
@@ -98,7 +96,9 @@ def evaluate(
     }
 
 
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    import numpy as np
+
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **arrays)
     try:

@@ -17,7 +17,9 @@ from babyjax.config import (
     CountsConfig,
     DataConfig,
     LionConfig,
+    MixtureConfig,
     MuonConfig,
+    NGramConfig,
     OptimizerConfig,
     Options,
     SGDConfig,
@@ -27,6 +29,7 @@ from babyjax.config import (
     interval_of,
 )
 from babyjax.evaluate import EvaluateConfig
+from babyjax.export import ExportConfig
 from babyjax.presets import PRESETS
 from babyjax.sample import SampleConfig
 
@@ -52,16 +55,24 @@ PRESET_NOTES = {
     "adamw": "AdamW at a constant 1e-2",
     "babygpt": "BabyGPT v1",
     "bigram": "the count bigram: `trainer=counting`",
-    "counting": "count every pair once; for `model=bigram`",
+    "counting": "count every pair or n-gram once; for `model=bigram` and `model=ngram`",
     "lion": "Lion",
+    "mixing": "fit the weights of trained runs; for `model=mixture`",
+    "mixture": "a linear mixture of trained runs: `trainer=mixing`",
     "muon": "Muon for the kernels of blocks, Adam for the rest",
+    "ngram": "the counted n-gram: `trainer=counting`",
     "pydocs": "Python's own language reference; needs no network",
     "sgd": "SGD with momentum and gradient clipping",
     "shakespeare": "tinyshakespeare; downloaded once, then cached",
     "synthetic": "a Markov source of known entropy",
 }
 GROUPS: dict[str, dict[str, type[Options]]] = {
-    "model": {"`model=bigram`": BigramConfig, "every other model": BabyGPTConfig},
+    "model": {
+        "`model=bigram`": BigramConfig,
+        "`model=ngram`": NGramConfig,
+        "`model=mixture`": MixtureConfig,
+        "every other model": BabyGPTConfig,
+    },
     "data": {"every corpus": DataConfig, "`data=synthetic` besides these": SyntheticConfig},
     "trainer": {"`trainer=counts`": CountsConfig},
     "optimizer": {
@@ -116,7 +127,11 @@ def options_page() -> str:
         for title, options in classes.items():
             inherited = first if options is not first and issubclass(options, first) else None
             lines += [f"Options of {title}:", "", *options_table(options, inherited), ""]
-    for title, options in (("evaluate", EvaluateConfig), ("sample", SampleConfig)):
+    for title, options in (
+        ("evaluate", EvaluateConfig),
+        ("sample", SampleConfig),
+        ("export", ExportConfig),
+    ):
         lines += [f"## babyjax {title}", "", *options_table(options), ""]
     return "\n".join(lines).rstrip() + "\n"
 

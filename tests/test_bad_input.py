@@ -83,7 +83,7 @@ USAGE_ERRORS = [
     *[(f"sample run_dir=RUN min_p={value}", "is out of range") for value in ("-1", "1.1")],
     # options that contradict each other
     ("train model=bigram trainer=counts", "model=bigram is trained by trainer=counting"),
-    ("train trainer=counting", "trainer=counting is for model=bigram"),
+    ("train trainer=counting", "model=babygpt is trained by trainer=sgd or trainer=counts, not by trainer=counting"),
     ("train model=gpt-tiny trainer=counts", "trainer=counts is for v1 in float32"),
     ("train model.dropout=0.1", "model.dropout= is for models with blocks"),
     ("train trainer=counts optimizer=lion", "trainer=counts has no optimizer"),
@@ -101,7 +101,7 @@ USAGE_ERRORS = [
     ("sample run_dir=RUN prompt=", "prompt= is empty"),
     ("sample run_dir=RUN promt=a", "unknown option 'promt'; did you mean prompt?"),
     ("evaluate run_dir=RUN format=xml", "unknown value of format: 'xml'; choose from text, json"),
-    ("evaluate run_dir=RUN stride=2", "stride= is for models with a context; babygpt reads one token"),
+    ("evaluate run_dir=RUN stride=2", "stride= is for models with a block; babygpt uses all the context it can"),
 ]
 
 FAILURES = [

@@ -137,7 +137,7 @@ def test_a_model_goes_out_and_comes_back(call, folder, tmp_path):
         ("train model=ngram model.arpa=none.arpa", 1, "cannot read"),
         ("train model=ngram model.arpa={0}/text.txt", 1, "is not an ARPA file, line"),
         ("train model=ngram train.grow_from={0}/three", 2, "train.grow_from= is for trainer=sgd"),
-        ("evaluate run_dir={0}/three stride=2", 2, "stride= is for models with blocks; ngram sees all it can"),
+        ("evaluate run_dir={0}/three stride=2", 2, "stride= is for models with a block; ngram uses all"),
         ("evaluate run_dir={0}/network adaptive=true", 2, "adaptive=true is for models that count"),
         ("evaluate run_dir={0}/three adaptive=true split=train", 2, "adaptive=true is about the validation split"),
         ("export run_dir={0}/bigram", 2, "format=arpa is for model=ngram"),

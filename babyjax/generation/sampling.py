@@ -95,7 +95,8 @@ class _Loop(NamedTuple):
 @partial(jax.jit, static_argnames=("max_new_tokens", "top_k", "vocab_size"))
 def _generate(model, prompts, lengths, key, limits, stops, max_new_tokens, top_k, vocab_size):
     decoder, batch = model.decoder(), len(prompts)
-    size = decoder.capacity or prompts.shape[1] + max_new_tokens
+    limited = decoder.capacity is not None
+    size = decoder.capacity if limited else prompts.shape[1]
     kept, rows = size // 2, jnp.arange(batch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
     temperature, top_p, min_p = limits
@@ -148,4 +149,5 @@ def _generate(model, prompts, lengths, key, limits, stops, max_new_tokens, top_k
         length=lengths,
         cache=cache,
     )
-    return jax.lax.while_loop(unfinished, read_until_full, add_token(start, logits)).tokens
+    # Without a limit no row is ever full, and what is written past the window is dropped.
+    return jax.lax.while_loop(unfinished, read_until_full if limited else read_token, add_token(start, logits)).tokens
