@@ -139,9 +139,9 @@ def _conclude(event: "babyjax.Event", config: Config, task: "babyjax.Task", scre
     train, val = losses["train"].per_token, losses["val"].per_token
     screen.say(f"\nfinal     train {train:.4f} ({train - task.entropy:+.4f} to the entropy), val {val:.4f} nats/token")
     if not isinstance(config.model, NGramConfig):
-        screen.say(
-            f"counted   a {task.ngram.order}-gram has val {task.ngram.val:.4f} (order by held-out training text)"
-        )
+        with screen.status("counting n-grams to compare with"):
+            order, val = task.ngram.order, task.ngram.val
+        screen.say(f"counted   a {order}-gram has val {val:.4f} (its order chosen on held-out training text)")
     if task.sampled:
         scored = ", ".join(
             f"{loss.tokens:,} of {name}" + (f" +-{loss.standard_error:.4f}" if loss.standard_error is not None else "")
