@@ -31,7 +31,7 @@ def a_model(name: str) -> LanguageModel:
     return filled(small(name), V)
 
 
-@pytest.fixture(params=mostly_slow([*OTHERS, *RUNGS], *OTHERS, *QUICK_RUNGS))
+@pytest.fixture(params=mostly_slow([*OTHERS, *RUNGS], "bigram", "ngram", *QUICK_RUNGS))
 def model(request):
     return a_model(request.param)
 

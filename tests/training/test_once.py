@@ -57,7 +57,7 @@ def test_ngrams_have_the_order_and_the_discounts_of_the_config(order, discounts)
     jax.tree.map(np.testing.assert_array_equal, model, expected)
 
 
-@pytest.mark.parametrize(("weights", "depths"), [("global", 1), ("depth", 3)])
+@pytest.mark.parametrize(("weights", "depths"), [("depth", 3), pytest.param("global", 1, marks=pytest.mark.slow)])
 def test_a_mixture_has_the_best_weights_for_the_validation_split(weights, depths):
     split = Split(TOKENS[:250], TOKENS[250:])
     parts = [estimate_ngram(split.train, V, 3), Bigram.from_tokens(split.train, V)]
