@@ -139,7 +139,8 @@ def main(argv: list[str]) -> None:
 def _table(config: EvaluateConfig, result: dict[str, Any]) -> str:
     lines = [f"{result['model']} after step {result['step']:,}, vocabulary {result['vocab_size']:,}, {config.run_dir}"]
     if result["block_size"] > 1:
-        lines.append(f"context of {result['least_context']:,} to {result['block_size']:,} tokens past the first block")
+        least, block = result["least_context"], result["block_size"]
+        lines.append(f"context of {f'{least:,} to ' if least < block else ''}{block:,} tokens past the first block")
     order = f"{result['ngram_order']}-gram"
     heads = f"\nsplit  nats/token  std error  bits/byte  perplexity      tokens   bigram  {order:>7}"
     lines.append(heads + "  adaptive nats/token" * config.adaptive)

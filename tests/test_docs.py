@@ -154,7 +154,7 @@ def test_readmes_fit_a_page(name):
 
 
 def test_figures_in_the_readmes_are_on_record():
-    names = {f"experiments/{name}/results.md" for name in ("speed", "ladder")}
+    names = {f"experiments/{name}/results.md" for name in ("speed", "ladder", "ngram")}
     recorded = Counter(numbers("".join(text_of(name) for name in names if (ROOT / name).exists())))
     shown = []
     for name in READMES:
@@ -185,6 +185,17 @@ def test_what_is_said_of_the_ladder_and_of_growth_is_on_record():
     assert [total(pair, "random", 1) < total(pair, "grown", 1) for pair in pairs] == [False] + [True] * 5
     behind = [sum(run["grown"][-1] > run["random"][len(run["grown"]) - 1] for run in pair["runs"]) for pair in pairs]
     assert behind == [0, 0, 0, 0, 0, 2]
+
+
+def test_what_is_said_of_ngrams_is_on_record():
+    results, text = record("ngram"), text_of("docs/ngrams.md")
+    said = re.findall(r"\d\.\d{4}", text[text.index("## How far counting gets") :])
+    recorded = text_of("experiments/ngram/results.md")
+    assert len(said) >= 10
+    assert [figure for figure in said if figure not in recorded] == []
+    assert results["costs"]["count"] < 0.6
+    published = results["mixtures"][1]
+    assert max(published["static"]) < min(published["static_ngram"], *results["networks"])
 
 
 def test_what_is_said_of_the_frontier_is_on_record():

@@ -74,19 +74,14 @@ def _counts(levels: list[Level], length: int, highest: bool) -> Int[np.ndarray, 
     return np.bincount(longer.suffix[longer.counts > 0], minlength=len(level.last))
 
 
-def _evidence(levels: list[Level], length: int, highest: bool) -> tuple[Evidence, Evidence]:
-    """Return what is known of each n-gram, and the same by context: its own `counts` are left 0 there."""
-    level, counts = levels[length - 1], _counts(levels, length, highest)
-    contexts = len(levels[length - 2].last) if length > 1 else 1
+def _by_context(levels: list[Level], length: int, counts: Int[np.ndarray, " N"]) -> Evidence:
+    """Return what the counts of the n-grams of a length say of each context; the counts there are 0."""
+    level, contexts = levels[length - 1], len(levels[length - 2].last) if length > 1 else 1
     total = np.bincount(level.prefix, counts, contexts).astype(np.int64)
     bins = (counts == 1, counts == 2, counts >= 3)
     kinds = np.stack([np.bincount(level.prefix[kind], minlength=contexts) for kind in bins], axis=-1)
     discounts = discounts_of(np.array([np.count_nonzero(counts == times) for times in (1, 2, 3, 4)]))
-    prefix = level.prefix
-    return (
-        Evidence(counts, total[prefix], kinds[prefix], discounts),
-        Evidence(np.zeros(contexts, np.int64), total, kinds, discounts),
-    )
+    return Evidence(np.zeros(contexts, np.int64), total, kinds, discounts)
 
 
 def estimate_ngram(
@@ -99,12 +94,14 @@ def estimate_ngram(
     levels = count_ngrams(tokens, vocab_size, order)
     probability, probabilities, backoff = np.full(1, 1 / vocab_size), [], []
     for length, level in enumerate(levels, 1):
-        grams, contexts = _evidence(levels, length, length == order)
+        counts = _counts(levels, length, length == order)
+        contexts = _by_context(levels, length, counts)
         if discounts is not None:
-            grams, contexts = (each._replace(discounts=discounts[length - 1]) for each in (grams, contexts))
+            contexts = contexts._replace(discounts=discounts[length - 1])
         if length > 1:
             backoff.append(contexts.interpolate(np.ones(len(contexts.counts))))
-        probability = grams.interpolate(probability[level.suffix])
+        total, kinds = contexts.total[level.prefix], contexts.kinds[level.prefix]
+        probability = Evidence(counts, total, kinds, contexts.discounts).interpolate(probability[level.suffix])
         probabilities.append(probability)
     return NGram.from_levels(
         vocab_size,
@@ -120,7 +117,8 @@ def evidence_at(levels: list[Level], length: int, highest: bool, adaptive: bool)
     level = levels[length - 1]
     gram = level.after[: max(len(level.after) - length + 1, 0)]  # that ends at the place
     context = level.prefix[gram]
-    counts, contexts = _counts(levels, length, highest), _evidence(levels, length, highest)[1]
+    counts = _counts(levels, length, highest)
+    contexts = _by_context(levels, length, counts)
     count, total, kinds = counts[gram], contexts.total[context], contexts.kinds[context]
     if not adaptive:
         return Evidence(count, total, kinds, contexts.discounts)

@@ -81,8 +81,8 @@ def text(results: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Draw the loss by order, of both protocols."""
-    rows = results["orders"]
+    """Draw the loss of order 3 and more, in both protocols."""
+    rows = results["orders"][2:]
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
     orders = [row["order"] for row in rows]
@@ -99,7 +99,6 @@ def draw(results: dict[str, Any], path: Path) -> None:
         xlabel="order: tokens of the longest n-grams",
         ylabel="validation loss (nats per token)",
         title=f"Counting on {results['corpus']}: two protocols",
-        ylim=(min(row["adaptive_fitted"] for row in rows) - 0.05, 2.6),
     )
     axes.set_xticks(orders)
     axes.grid(alpha=0.3)

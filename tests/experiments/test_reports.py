@@ -12,7 +12,7 @@ from babyjax import load_corpus
 from experiments.record import run_experiment
 
 HERE = Path(__file__).parents[2] / "experiments"
-PICTURES = {"ladder": "ladder.svg", "growth": None, "rank_frontier": "frontier.svg"}
+PICTURES = {"ladder": "ladder.svg", "growth": None, "rank_frontier": "frontier.svg", "ngram": "ngram.svg"}
 
 
 def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,6 +31,8 @@ def test_what_is_written_is_on_record(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", mostly_slow(PICTURES, "ladder"))
 def test_it_runs_from_measuring_to_reporting(name, tmp_path, monkeypatch, capsys):
+    if name == "ngram":
+        pytest.importorskip("pyppmd")
     path = tmp_path / "text.txt"
     path.write_text(load_corpus("synthetic", states=4, length=600).text, encoding="utf-8")
     run(name, str(path), "--quick", "--out", str(tmp_path / "out"), monkeypatch=monkeypatch)
