@@ -250,7 +250,7 @@ def test_there_are_enough_of_them():
     ("line", "status"),
     [
         ("train data.path=latin1.txt", FAILURE),
-        ("sample run_dir=RUN prompt=语", FAILURE),
+        pytest.param("sample run_dir=RUN prompt=语", FAILURE, marks=pytest.mark.slow),
         ("evaluate format=xml", USAGE),
     ],
 )

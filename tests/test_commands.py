@@ -378,7 +378,7 @@ def test_validation_chooses(call, tmp_path, what):
     assert any(float(value[1]) == pytest.approx(row[what], rel=1e-5) for row in rows)
 
 
-@pytest.mark.parametrize("trainer", ["sgd", "counts"])
+@pytest.mark.parametrize("trainer", ["sgd", pytest.param("counts", marks=pytest.mark.slow)])
 def test_every_run_of_v1_ends_with_the_decomposition_of_its_loss(call, tmp_path, trainer):
     options = (
         *SYNTHETIC,

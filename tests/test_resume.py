@@ -106,7 +106,7 @@ def test_another_eval_interval_keeps_the_rows_already_written(tmp_path):
     assert all(array.tobytes() == theirs[name].tobytes() for name, array in ours.items())
 
 
-@pytest.mark.parametrize("reached", [8, 10])
+@pytest.mark.parametrize("reached", [8, pytest.param(10, marks=pytest.mark.slow)])
 def test_the_results_of_a_run_that_continues_are_replaced(tmp_path, reached):
     """The run ended on an evaluation, and it was evaluated because it ended."""
     train_to(tmp_path / "whole", 12, "train.eval_interval=4")
@@ -118,6 +118,7 @@ def test_the_results_of_a_run_that_continues_are_replaced(tmp_path, reached):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_fit_on_counts_stopped_at_any_step(tmp_path):
     options = ("trainer=counts", "trainer.starts=3", "checkpoint.interval=1", "checkpoint.keep=1000")
     train_to(tmp_path / "whole", 1, *options)

@@ -91,6 +91,7 @@ def test_updates_draw_contexts_so_that_the_gradient_is_exact_on_average(rng, mon
     np.testing.assert_allclose(expected, targets.dense[0], rtol=0.1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_the_second_order_a_fit_of_a_large_vocabulary_comes_as_near(monkeypatch):
     monkeypatch.setattr(descent, "UPDATES", 1000)
     monkeypatch.setattr(fit_module, "UPDATES", 1000)

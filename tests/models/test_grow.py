@@ -41,9 +41,9 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         ("babygpt", {}, "babygpt-v2-position", {}),  # the table is 0
         ("babygpt-v2-position", {}, "babygpt-v7-residual", {}),  # the blocks are silent
         slow("babygpt-v3-attention", {}, "babygpt-v4-multihead", {"n_head": 1}),  # one head
-        ("babygpt-v4-multihead", {}, "babygpt-v5-feedforward", {}),  # ReLU where it is the identity
+        slow("babygpt-v4-multihead", {}, "babygpt-v5-feedforward", {}),  # ReLU where it is the identity
         slow("babygpt-v5-feedforward", {}, "babygpt-v6-blocks", {"n_layer": 1}),  # one block
-        ("babygpt-v7-residual", {}, "babygpt-v8-projection", {}),  # projections are the identity
+        slow("babygpt-v7-residual", {}, "babygpt-v8-projection", {}),  # projections are the identity
         slow("babygpt-v2-position", {}, "babygpt-v8-projection", {}),
         slow("babygpt-v9-layernorm", {}, "babygpt-v10-dropout", {}),  # dropout has no parameters
         slow("babygpt-v10-dropout", {}, "babygpt-v11", TALL),  # copies, longer heads, more units, more blocks

@@ -73,7 +73,7 @@ def test_scanned_unrolled_and_rematerialized_agree(change):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", mostly_slow(["babygpt", "babygpt-v6-blocks", "gpt2"], "babygpt", "gpt2"))
+@pytest.mark.parametrize("name", mostly_slow(["babygpt", "babygpt-v6-blocks", "gpt2"], "babygpt"))
 def test_with_and_without_jit(name):
     model = filled(small(name), V)
     with jax.disable_jit():

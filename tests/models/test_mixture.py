@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ladder import filled, mostly_slow, small
+from ladder import filled, small
 
 from babyjax import Mixture, estimate_ngram, generate
 from babyjax.models.bigram import Bigram
@@ -35,7 +35,8 @@ def test_one_row_of_weights_serves_every_depth():
     chex.assert_trees_all_close(evaluate(model, TOKENS), evaluate(same, TOKENS))
 
 
-@pytest.mark.parametrize("parts", mostly_slow(["counted", "with a network"], "counted"))
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", ["counted", "with a network"])
 def test_sampling_is_from_the_mixture(parts):
     network = filled(small("babygpt-v3-attention", block_size=8), V)
     model = Mixture(PARTS if parts == "counted" else (*PARTS[:1], network), jnp.log(WEIGHTS))

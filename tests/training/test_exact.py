@@ -81,7 +81,7 @@ def test_models_are_evaluated_only_when_they_change():
     assert events[-1].train_losses.item() == events[-1].losses["train"].per_token
 
 
-@pytest.mark.parametrize("choose", ["smoothing", "penalty"])
+@pytest.mark.parametrize("choose", ["smoothing", pytest.param("penalty", marks=pytest.mark.slow)])
 def test_validation_chooses(choose):
     counts = trainer(choose=choose, starts=1, bias=False)
     *_, last = counts.run(counts.init())

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ladder import RUNGS, filled, logits_of, mostly_slow, small
+from ladder import RUNGS, filled, logits_of, small
 
 from babyjax import BabyGPT, Hyper, batch_at, init_state, make_advance
 from babyjax.options import load_config
@@ -46,7 +46,8 @@ def our_losses(model, config, steps, shape):
     return state.model, losses[:steps]
 
 
-@pytest.mark.parametrize("name", mostly_slow(RUNGS, "babygpt-v10-dropout"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNGS)
 def test_logits_and_50_steps_of_adamw_are_pytorchs(name):
     """By the recipe of the rung, except for dropout, which draws otherwise, and at a rate that v6 can bear."""
     recipe = ("optimizer.warmup_steps=5", "optimizer.learning_rate=1e-3")
