@@ -147,7 +147,7 @@ def make_trainer(config: Config, task: Task) -> Trainer:
             return GradientTrainer(task.initialize, task.split.train, model.block_size, train, config.optimizer)
         case _:
             raise TypeError(f"no trainer for {type(model).__name__}")
-    return OnceTrainer(partial(task.initialize, jax.random.key(0)), make)
+    return OnceTrainer(task.model, make)
 
 
 def _take_ngrams(path: Path, words: list[str]) -> Made:

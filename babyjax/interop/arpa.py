@@ -21,6 +21,7 @@ from babyjax.text import shown
 
 MARKERS = ("<unk>", "<s>", "</s>")
 NEVER = -99.0
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?")
 
 
 def arpa_lines(model: NGram, words: Sequence[str]) -> Iterator[str]:
@@ -125,16 +126,16 @@ def _read_levels(path: Path, words: Sequence[str]) -> list[_Grams]:
                     if length != len(rows) or length > MAX_ORDER:
                         raise ValueError(f"n-grams of {length} tokens; lengths are 1, 2, ... up to {MAX_ORDER}")
                 elif length and line:
-                    logarithm, *fields = line.split("\t")
-                    gram = fields[0].split(" ")
-                    backoff = float(fields[1]) if len(fields) > 1 else 0.0
-                    if len(gram) != length or not math.isfinite(float(logarithm) + backoff):
-                        raise ValueError(f"not a logarithm, {length} words and a backoff weight with tabs between")
+                    fields = re.split("[ \t]+", line)
+                    gram, numbers = fields[1 : length + 1], [fields[0], *fields[length + 1 :]]
+                    if len(gram) != length or len(numbers) > 2 or not all(map(NUMBER.fullmatch, numbers)):
+                        raise ValueError(f"expected a logarithm, {length} words and perhaps a backoff weight")
+                    logarithm, backoff = (*map(float, numbers), 0.0)[:2]
                     tokens = [ids[word] for word in gram if word in ids]
                     if len(tokens) == length:
-                        rows[-1].append((tokens, float(logarithm), backoff))
+                        rows[-1].append((tokens, logarithm, backoff))
                     elif gram == ["<unk>"]:
-                        unknown = float(logarithm)
+                        unknown = logarithm
             else:
                 raise ValueError("the end, \\end\\, is missing")
     except OSError as error:

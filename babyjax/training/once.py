@@ -32,16 +32,16 @@ class Made(NamedTuple):
 
 
 class OnceTrainer:
-    """One step, `make`, from a model without counts or weights to the trained one."""
+    """One step, `make`, to a trained model with the structure of `model`, of which only shapes are needed."""
 
     total_steps = 1
 
-    def __init__(self, untrained: Callable[[], LanguageModel], make: Callable[[], Made]):
-        self._untrained, self._make = untrained, make
+    def __init__(self, model: LanguageModel, make: Callable[[], Made]):
+        self._model, self._make = model, make
 
     def init(self) -> State:
-        """Return the untrained model."""
-        return State(np.int32(0), self._untrained(), ())
+        """Return the shapes of the trained state: there is nothing to train from."""
+        return State(np.int32(0), self._model, ())
 
     def run(self, state: State, pauses: tuple[int, ...] = ()) -> Iterator[Event]:
         """Take the step, unless `state` is trained already."""

@@ -55,6 +55,14 @@ def test_no_logit_depends_on_a_token_beyond_the_context(model):
     chex.assert_trees_all_close(logits_of(model, before)[:, -1], logits[:, -1], atol=2e-6)
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_nats_are_the_cross_entropy_of_the_logits(name):
+    model = a_model(name)
+    log_p = jax.nn.log_softmax(logits_of(model, TOKENS))[:, :-1]
+    expected = -jnp.take_along_axis(log_p, TOKENS[:, 1:, None], axis=-1)[..., 0]
+    np.testing.assert_allclose(jax.jit(lambda model: model.nats(TOKENS))(model), expected, atol=1e-5)
+
+
 def own_decoder(model: LanguageModel) -> Decoder:
     return model.decoder()
 
