@@ -105,6 +105,7 @@ def test_without_the_second_order_a_fit_of_a_large_vocabulary_comes_as_near(monk
     assert "; the last 20 iterations of L-BFGS brought " in result.quality
 
 
+@pytest.mark.slow
 def test_a_long_fit_of_a_sparse_text_stays_finite_and_never_rises_by_much(rng, monkeypatch):
     # Most pairs occur once: unsmoothed, the best logits are infinite, and steps towards them know no length.
     monkeypatch.setattr(descent, "UPDATES", 500)

@@ -31,6 +31,6 @@ def test_it_runs_and_shows_what_it_promises():
     assert len(pictures) == 2
     assert "300 steps in" in printed
     assert "saved to" in printed  # by the commands
-    assert "bigram baseline" in printed
+    assert "split  nats/token  std error" in printed  # by evaluate
     assert all(f"--- {name}" in printed for name in ("count bigram", "BabyGPT, AdamW", "BabyGPT, on counts"))
     assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)

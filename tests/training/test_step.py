@@ -103,6 +103,7 @@ def test_seeds_and_learning_rates_share_one_compilation():
     assert len({float(loss[9]) for loss in losses.values()}) == 4
 
 
+@pytest.mark.slow
 def test_runs_of_several_seeds_and_rates_are_a_vmap():
     hyper = Hyper(jnp.array([0, 3]), jnp.array([1e-2, 1e-3]))
     states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), fresh_state())
@@ -127,7 +128,8 @@ def test_initialization_and_dropout_share_no_key_with_a_batch():
     assert key_bytes(init_key(3)) not in batches
 
 
-@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [2, 4])
 def test_accumulated_gradients_give_the_step_of_the_whole_batch(parts):
     state = init_state(filled(small("babygpt-v9-layernorm", n_layer=1), V), SGD)
     batch = batch_at(TOKENS, 1, 0, 4, 8)

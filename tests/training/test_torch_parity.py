@@ -83,6 +83,7 @@ def test_the_first_100_losses_of_the_seed_are_pytorchs(bias):
     )
 
 
+@pytest.mark.slow
 def test_sgd_with_momentum_and_decay_is_pytorchs():
     config = load_config(["optimizer=sgd", "optimizer.weight_decay=0.01", "optimizer.learning_rate=0.3"]).optimizer
     model = filled(small("babygpt"), V)
