@@ -14,6 +14,7 @@ from .data.corpus import read_corpus as read_corpus
 from .data.tokenizer import ByteTokenizer as ByteTokenizer
 from .data.tokenizer import CharTokenizer as CharTokenizer
 from .evaluation.adaptive import adaptive_nats as adaptive_nats
+from .evaluation.adaptive import require_counting as require_counting
 from .evaluation.evaluator import make_evaluator as make_evaluator
 from .evaluation.evaluator import token_nats as token_nats
 from .evaluation.losses import ContextEvaluator as ContextEvaluator

@@ -144,7 +144,7 @@ class NGramConfig(ModelConfig):
     trainers: ClassVar[tuple[str, ...]] = ("counting",)
     order: Annotated[int, Field(ge=1, le=10)] | Literal["auto"] = option("auto", "tokens of the longest n-grams")
     discounts: Literal["published", "fitted"] = option(
-        "published", "what is taken from counts: formula or held-out fit"
+        "published", "Kneser-Ney discounts: the paper's formula, or fitted"
     )
     arpa: str | None = option(None, "take the n-grams of this ARPA file instead of counting")
 
@@ -154,7 +154,7 @@ class MixtureConfig(ModelConfig):
 
     trainers: ClassVar[tuple[str, ...]] = ("mixing",)
     parts: str = option("", "run directories to mix, with commas between them")
-    weights: Literal["global", "depth"] = option("depth", "one per part, or by tokens an n-gram matched")
+    weights: Literal["global", "depth"] = option("depth", "mixture weights: one set, or by matched context")
 
 
 class BabyGPTConfig(WindowedConfig):

@@ -61,7 +61,11 @@ def evaluate(
         raise ConfigError(f"stride= is for models with a block; {run.config.choices.model} uses all the context it can")
     if adaptive and split == "train":
         raise ConfigError("adaptive=true is about the validation split; leave out split=train")
+    if adaptive:
+        babyjax.require_counting(run.config, run.parts)
     path = user_path(per_token, BabyjaxError) if per_token else None
+    if path is not None and not path.parent.is_dir():
+        raise BabyjaxError(f"cannot write per_token={path}: there is no folder {path.parent}")
     tokens = babyjax.split_tokens(run.tokenizer.encode(run.corpus().text))
     pairs = babyjax.PairCounts.from_split(tokens, vocab_size)
     names = ["train", "val"] if split == "both" else [split]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
-from babyjax.config import BigramConfig, Config, MixtureConfig, NGramConfig
+from babyjax.config import BigramConfig, Config, NGramConfig
 from babyjax.counts.kneser_ney import evidence_of, fit_discounts, matched_at, nats_at
 from babyjax.counts.ngrams import sum_before
 from babyjax.data.batches import Split
@@ -29,6 +29,15 @@ def counts_text(config: Config) -> bool:
     return isinstance(config.model, BigramConfig) or (isinstance(config.model, NGramConfig) and not config.model.arpa)
 
 
+def require_counting(config: Config, parts: tuple[Config, ...]) -> None:
+    """Raises: ConfigError if neither the model of a run nor any of its parts was counted."""
+    if not any(map(counts_text, (config, *parts))):
+        raise ConfigError(
+            f"adaptive=true is for models that count (bigram, ngram) and mixtures with one, not for "
+            f"model={config.choices.model}" + (" from an ARPA file" if isinstance(config.model, NGramConfig) else "")
+        )
+
+
 def adaptive_nats(
     config: Config,
     model: LanguageModel,
@@ -42,7 +51,8 @@ def adaptive_nats(
     Of a mixture, with runs of the configs `parts`, the parts that were counted count on, the others stay as they are,
     and the weights are those of a cross-fit on these losses. Raises: ConfigError if no part was counted.
     """
-    if isinstance(model, Mixture) and isinstance(config.model, MixtureConfig) and any(map(counts_text, parts)):
+    require_counting(config, parts)
+    if isinstance(model, Mixture):
         static = MixtureEvaluator(split, byte_lengths)
         nats, matched = [], []
         for part_config, part in zip(parts, model.parts, strict=True):
@@ -53,11 +63,6 @@ def adaptive_nats(
                 part_nats = static.windows(part).token_nats(part, "val", progress)
             nats.append(part_nats)
         return cross_fitted(np.stack(nats, axis=1), np.max(matched, axis=0), len(model.log_weights[...]))
-    if not counts_text(config):
-        raise ConfigError(
-            f"adaptive=true is for models that count (bigram, ngram) and mixtures with one, not for "
-            f"model={config.choices.model}" + (" from an ARPA file" if isinstance(config.model, NGramConfig) else "")
-        )
     return _counting_nats(config, model, split)[0]
 
 

@@ -1,4 +1,4 @@
-"""N-grams in the ARPA format (Doug Paul's), which KenLM, SRILM and others read and write.
+"""N-grams in the ARPA format, which KenLM, SRILM and others read and write.
 
 A token is a word of the file as the tokenizer's `words` says, so that a text can be recovered from its words. The
 markers that the format wants (<s>, </s>, <unk>) have log10 probability -99: our texts have no sentences.
