@@ -162,18 +162,26 @@ class BabyGPTConfig(WindowedConfig):
 
     trainers: ClassVar[tuple[str, ...]] = ("sgd", "counts")
     n_embd: int = count(32, "embedding width (0: the unigram model)")
-    bias: bool = option(True, "bias in the head")
-    position: bool = option(False, "learned position embedding")
+    position: Literal["none", "learned", "rotary"] = option("none", "how the network knows positions")
+    rotary_base: float = option(1e4, "base of the wavelengths of rotary positions", gt=1, le=1e9)
     n_layer: int = option(0, "transformer blocks", ge=0, le=1000)
     n_head: int = option(1, "attention heads", ge=1, le=1e4)
-    feed_forward: int = option(0, "feed-forward width over n_embd (0: none)", ge=0, le=64)
-    activation: Literal["relu", "gelu"] = option("relu", "activation of the feed-forward")
+    n_kv_head: int | None = option(None, "heads of keys and values (empty: as many)", ge=1, le=1e4)
+    head_size: int | None = option(None, "width of a head (empty: n_embd over n_head)", ge=1, le=1e5)
+    qk_norm: bool = option(False, "RMSNorm of each query and key")
+    feed_forward: float = option(0.0, "feed-forward width over n_embd (0: none)", ge=0, le=64)
+    activation: Literal["relu", "relu2", "gelu", "silu"] = option("relu", "activation of the feed-forward")
+    gated: bool = option(False, "multiply the feed-forward by an activated gate")
     residual: bool = option(False, "residual connections")
     projection: bool = option(False, "output projection of attention and feed-forward")
-    norm: bool = option(False, "layer norm before attention, feed-forward and head")
+    norm: Literal["none", "layer", "rms"] = option("none", "norm before attention, feed-forward and head")
+    norm_eps: float = option(1e-5, "added to the mean square in norms", gt=0, le=1)
     dropout: float = option(0.0, "dropout rate", ge=0, lt=1)
-    attention_bias: bool = option(False, "bias of queries, keys and values")
+    bias: bool = option(True, "biases in blocks and layer norms")
+    qkv_bias: bool = option(False, "biases of queries, keys and values")
+    head_bias: bool = option(True, "bias in the head")
     tied: bool = option(False, "head shares the token embedding")
+    logit_cap: float = option(0.0, "bound logits by cap * tanh(logits / cap) (0: off)", ge=0, le=1e6)
     vocab_size: int | None = size(None, "room for this many tokens (empty: as many as the text has)")
     initialization: Literal["pytorch", "gpt2"] = option("pytorch", "initialization of the parameters")
     dtype: Literal["float32", "bfloat16"] = option("float32", "precision of activations and products")
@@ -183,25 +191,56 @@ class BabyGPTConfig(WindowedConfig):
 
     # Options without meaning in a model without blocks.
     OF_BLOCKS: ClassVar = (
-        *("n_head", "feed_forward", "activation", "residual", "projection"),
-        *("dropout", "attention_bias", "attention"),
+        *("rotary_base", "n_head", "n_kv_head", "head_size", "qk_norm", "feed_forward", "activation", "gated"),
+        *("residual", "projection", "dropout", "bias", "qkv_bias", "attention"),
     )
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "BabyGPTConfig":
-        if self.n_layer and (self.n_embd % self.n_head or not self.n_embd):
+        if not self.n_layer:
+            if self.position == "rotary":
+                raise ConfigError("model.position=rotary is for models with blocks: it turns queries and keys")
+            return self
+        if not self.n_embd or (self.head_size is None and self.n_embd % self.n_head):
             raise ConfigError(f"model.n_head={self.n_head} does not divide model.n_embd={self.n_embd}")
-        if self.n_layer and self.feed_forward > 1 and not self.projection:
-            raise ConfigError(
-                f"model.feed_forward={self.feed_forward} needs model.projection=true to return to model.n_embd"
-            )
+        if self.n_head % self.kv_heads:
+            raise ConfigError(f"model.n_kv_head={self.n_kv_head} does not divide model.n_head={self.n_head}")
+        if self.position == "rotary" and self.head_width % 2:
+            raise ConfigError(f"model.position=rotary turns pairs, but a head has a width of {self.head_width}")
+        if self.feed_forward > 0 and not self.hidden_width:
+            raise ConfigError(f"model.feed_forward={self.feed_forward} of model.n_embd={self.n_embd} is no unit at all")
+        for name, width in (("head_size", self.attention_width), ("feed_forward", self.hidden_width or self.n_embd)):
+            if width != self.n_embd and not self.projection:
+                raise ConfigError(
+                    f"model.{name}={getattr(self, name):g} needs model.projection=true to return to model.n_embd"
+                )
         return self
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head."""
+        return self.head_size or self.n_embd // self.n_head
+
+    @property
+    def attention_width(self) -> int:
+        """Width of all heads together."""
+        return self.n_head * self.head_width
+
+    @property
+    def hidden_width(self) -> int:
+        """Units of the feed-forward."""
+        return round(self.feed_forward * self.n_embd)
 
     @property
     def is_v1(self) -> bool:
         """Whether this is BabyGPT v1, an embedding and a linear head in float32 and nothing else."""
-        more = self.position or self.n_layer or self.norm or self.tied or self.vocab_size
-        return not more and self.dtype == "float32"
+        more = (self.position, self.norm) != ("none", "none") or self.n_layer or self.tied or self.logit_cap
+        return not (more or self.vocab_size) and self.dtype == "float32"
 
 
 class DataConfig(Options):

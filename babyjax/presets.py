@@ -31,14 +31,14 @@ MODELS: dict[str, Preset] = {
     "ngram": (NGramConfig, {"trainer": "counting"}),
     "mixture": (MixtureConfig, {"trainer": "mixing"}),
     "babygpt": (BabyGPTConfig, {}),
-    "babygpt-v2-position": ("babygpt", {"model.position": True}),
+    "babygpt-v2-position": ("babygpt", {"model.position": "learned"}),
     "babygpt-v3-attention": ("babygpt-v2-position", {"model.n_layer": 1}),
     "babygpt-v4-multihead": ("babygpt-v3-attention", {"model.n_head": 4}),
     "babygpt-v5-feedforward": ("babygpt-v4-multihead", {"model.feed_forward": 1}),
     "babygpt-v6-blocks": ("babygpt-v5-feedforward", {"model.n_layer": 3, "model.unroll": 3}),
     "babygpt-v7-residual": ("babygpt-v6-blocks", {"model.residual": True}),
     "babygpt-v8-projection": ("babygpt-v7-residual", {"model.projection": True, "model.feed_forward": 4}),
-    "babygpt-v9-layernorm": ("babygpt-v8-projection", {"model.norm": True}),
+    "babygpt-v9-layernorm": ("babygpt-v8-projection", {"model.norm": "layer"}),
     "babygpt-v10-dropout": ("babygpt-v9-layernorm", {"model.dropout": 0.2}),
     "babygpt-v11": (
         "babygpt-v10-dropout",
@@ -54,7 +54,7 @@ MODELS: dict[str, Preset] = {
     ),
     "babygpt-v12": ("babygpt-v11", {}),
     # nanoGPT's recipe for a laptop: 2,000 steps of 12 x 64 tokens.
-    "gpt-tiny": (
+    "gpt-tiny-2019": (
         "babygpt-v9-layernorm",
         {
             "model.block_size": 64,
@@ -69,6 +69,27 @@ MODELS: dict[str, Preset] = {
             "train.eval_interval": 250,
         },
     ),
+    # The rungs since GPT-2, at its size.
+    "babygpt-v13-rotary": ("gpt-tiny-2019", {"model.position": "rotary"}),
+    "babygpt-v14-rmsnorm": ("babygpt-v13-rotary", {"model.norm": "rms", "model.qkv_bias": True}),
+    "babygpt-v15-swiglu": (
+        "babygpt-v14-rmsnorm",
+        {
+            "model.activation": "silu",
+            "model.gated": True,
+            "model.feed_forward": 2.75,
+            "model.bias": False,
+            "model.qkv_bias": False,
+            "model.head_bias": False,
+        },
+    ),
+    "babygpt-v16-gqa": ("babygpt-v15-swiglu", {"model.n_kv_head": 2}),
+    "babygpt-v17-qknorm": ("babygpt-v16-gqa", {"model.qk_norm": True}),
+    "llama-tiny": ("babygpt-v15-swiglu", {}),
+    "qwen-tiny": ("babygpt-v17-qknorm", {"model.norm_eps": 1e-6}),
+    # The best found for one minute, and for five, on two CPU cores (experiments/recipes).
+    "gpt-tiny": ("qwen-tiny", {"optimizer": "muon-cosine", "train.steps": 1000}),
+    "gpt-small": ("gpt-tiny", {"model.block_size": 128, "train.batch_size": 8, "train.steps": 3000}),
     # 124,439,808 parameters (Radford et al. 2019).
     "gpt2": (
         "babygpt-v9-layernorm",
@@ -77,9 +98,9 @@ MODELS: dict[str, Preset] = {
             "model.n_embd": 768,
             "model.n_head": 12,
             "model.n_layer": 12,
-            "model.bias": False,
+            "model.head_bias": False,
             "model.tied": True,
-            "model.attention_bias": True,
+            "model.qkv_bias": True,
             "model.activation": "gelu",
             "model.initialization": "gpt2",
             "model.vocab_size": 50257,
@@ -92,6 +113,42 @@ MODELS: dict[str, Preset] = {
     "gpt2-medium": ("gpt2", {"model.n_embd": 1024, "model.n_head": 16, "model.n_layer": 24}),
     "gpt2-large": ("gpt2", {"model.n_embd": 1280, "model.n_head": 20, "model.n_layer": 36}),
     "gpt2-xl": ("gpt2", {"model.n_embd": 1600, "model.n_head": 25, "model.n_layer": 48}),
+    # The shapes of two models of 2024 and 2025: 134,515,008 and 596,049,920 parameters.
+    "smollm2-135m": (
+        "gpt2",
+        {
+            "model.block_size": 2048,
+            "model.n_embd": 576,
+            "model.n_head": 9,
+            "model.n_kv_head": 3,
+            "model.n_layer": 30,
+            "model.position": "rotary",
+            "model.rotary_base": 1e5,
+            "model.norm": "rms",
+            "model.activation": "silu",
+            "model.gated": True,
+            "model.feed_forward": 8 / 3,
+            "model.bias": False,
+            "model.qkv_bias": False,
+            "model.vocab_size": 49152,
+        },
+    ),
+    "qwen3-0.6b": (
+        "smollm2-135m",
+        {
+            "model.block_size": 4096,
+            "model.n_embd": 1024,
+            "model.n_head": 16,
+            "model.n_kv_head": 8,
+            "model.head_size": 128,
+            "model.n_layer": 28,
+            "model.rotary_base": 1e6,
+            "model.feed_forward": 3,
+            "model.qk_norm": True,
+            "model.norm_eps": 1e-6,
+            "model.vocab_size": 151936,
+        },
+    ),
 }
 
 DATA: dict[str, Preset] = {
@@ -134,6 +191,16 @@ OPTIMIZERS: dict[str, Preset] = {
     ),
     "lion": (LionConfig, {}),
     "muon": (MuonConfig, {}),
+    "muon-cosine": (
+        "muon",
+        {
+            "optimizer.weight_decay": 0.1,
+            "optimizer.schedule": "cosine",
+            "optimizer.warmup_steps": 100,
+            "optimizer.final_fraction": 0.05,
+            "optimizer.clip_norm": 1.0,
+        },
+    ),
     "sgd": (SGDConfig, {}),
 }
 

@@ -14,10 +14,11 @@ from babyjax.models.babygpt import BabyGPT
 from babyjax.trees import map_named
 
 LADDER = [name for name in presets.MODELS if name not in ("bigram", "ngram", "mixture")]
-# v12 and the larger gpt2 have no idea that v11 and gpt2 have not.
-RUNGS = [name for name in LADDER if not name.startswith(("gpt2-", "babygpt-v12"))]
+# These have no idea that another has not.
+TWINS = ("gpt2-", "babygpt-v12", "llama-tiny", "qwen-tiny", "gpt-tiny", "gpt-small")
+RUNGS = [name for name in LADDER if not name.startswith(TWINS)]
 # Between them these have every idea.
-QUICK_RUNGS = ("babygpt", "babygpt-v6-blocks", "babygpt-v10-dropout", "gpt2")
+QUICK_RUNGS = ("babygpt", "babygpt-v6-blocks", "babygpt-v10-dropout", "gpt2", "qwen3-0.6b")
 
 
 def mostly_slow(values: Iterable[Any], *quick: Any) -> list[Any]:
@@ -35,6 +36,8 @@ def small(name: str, **changes) -> BabyGPTConfig:
     full = preset(name)
     width = 8 * full.n_head if full.n_layer else 16
     size = {"block_size": 8, "n_embd": width, "n_layer": min(full.n_layer, 2), "vocab_size": None}
+    if full.head_size is not None:
+        size["head_size"] = 12  # not n_embd over n_head
     return full.replace(**size | changes)
 
 

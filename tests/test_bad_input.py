@@ -51,7 +51,7 @@ USAGE_ERRORS = [
     ("train train.batch_size=", "train.batch_size= is not an integer"),
     ("train train.seed=1,2,3", "train.seed=1,2,3 is not an integer"),
     ("train optimizer.learning_rate=fast", "optimizer.learning_rate=fast is not a number"),
-    ("train model.bias=perhaps", "model.bias=perhaps is not true or false"),
+    ("train model.head_bias=perhaps", "model.head_bias=perhaps is not true or false"),
     ("train overwrite=1", "overwrite=1 is not true or false"),
     ("train data.tokenizer=bpe", "unknown value of data.tokenizer: 'bpe'"),
     ("train model=bigram model.counting=all", "unknown value of model.counting: 'all'"),

@@ -356,7 +356,7 @@ def test_training_on_counts_is_a_run_like_any_other(call, tmp_path):
 
 
 def test_a_penalty_without_a_bias_ends_with_a_certificate(call):
-    penalty = ("trainer=counts", "model.bias=false", "trainer.penalty=0.01")
+    penalty = ("trainer=counts", "model.head_bias=false", "trainer.penalty=0.01")
     out = call("train", *SYNTHETIC, "run_dir=here", *penalty)[1]
     known = next(line for line in out.splitlines() if line.startswith("known"))
     bound = re.fullmatch(
@@ -369,7 +369,7 @@ def test_a_penalty_without_a_bias_ends_with_a_certificate(call):
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["smoothing", "penalty"])
 def test_validation_chooses(call, tmp_path, what):
-    options = ("trainer=counts", "model.n_embd=2", "model.bias=false", f"trainer.choose={what}")
+    options = ("trainer=counts", "model.n_embd=2", "model.head_bias=false", f"trainer.choose={what}")
     out = call("train", *SYNTHETIC, "run_dir=here", *options)[1]
     rows = rows_of(tmp_path / "here")
     assert rows[-1]["val_loss"] == min(row["val_loss"] for row in rows)

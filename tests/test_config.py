@@ -21,7 +21,7 @@ def test_defaults_are_those_of_the_published_script():
     config = Config()
     assert isinstance(config.model, BabyGPTConfig)
     assert isinstance(config.optimizer, AdamWConfig)
-    assert (config.model.n_embd, config.model.bias, config.model.block_size) == (32, True, 8)
+    assert (config.model.n_embd, config.model.head_bias, config.model.block_size) == (32, True, 8)
     assert (config.train.batch_size, config.train.steps) == (32, 5000)
     optimizer = config.optimizer
     assert (optimizer.learning_rate, optimizer.beta1, optimizer.beta2) == (1e-2, 0.9, 0.999)
@@ -42,9 +42,22 @@ def test_defaults_are_those_of_the_published_script():
         (BabyGPTConfig, {"dropout": 1.0}, "model.dropout=1.0 is out of range; it must lie in [0, 1)"),
         (BabyGPTConfig, {"dropout": float("nan")}, "model.dropout=nan is out of range"),
         (BabyGPTConfig, {"n_layer": 1, "n_head": 5}, "model.n_head=5 does not divide model.n_embd=32"),
+        (
+            BabyGPTConfig,
+            {"n_layer": 1, "n_head": 4, "n_kv_head": 3},
+            "model.n_kv_head=3 does not divide model.n_head=4",
+        ),
+        (BabyGPTConfig, {"n_layer": 1, "head_size": 8}, "model.head_size=8 needs model.projection=true to return"),
+        (BabyGPTConfig, {"n_layer": 1, "feed_forward": 0.01}, "model.feed_forward=0.01 of model.n_embd=32 is no unit"),
+        (BabyGPTConfig, {"n_layer": 1, "position": "rotary", "n_head": 32}, "but a head has a width of 1"),
+        (BabyGPTConfig, {"position": "rotary"}, "model.position=rotary is for models with blocks"),
         (BabyGPTConfig, {"n_layer": 1, "n_embd": 0}, "model.n_head=1 does not divide model.n_embd=0"),
         (BabyGPTConfig, {"n_layer": 1, "feed_forward": 4}, "model.feed_forward=4 needs model.projection=true"),
-        (BabyGPTConfig, {"activation": "silu"}, "unknown value of model.activation: 'silu'; choose from relu, gelu"),
+        (
+            BabyGPTConfig,
+            {"activation": "tanh"},
+            "unknown value of model.activation: 'tanh'; choose from relu, relu2, gelu, silu",
+        ),
         (BabyGPTConfig, {"n_embed": 3}, "unknown option 'model.n_embed'; did you mean model.n_embd?"),
         (BabyGPTConfig, {"start": "gpt2"}, "unknown option 'model.start'"),
         (BigramConfig, {"smoothing": float("inf")}, "model.smoothing=inf is out of range"),
@@ -82,10 +95,11 @@ def test_a_config_is_a_value():
     [
         ({}, True),
         ({"n_embd": 0}, True),
-        ({"bias": False, "block_size": 3, "n_head": 4, "dropout": 0.5}, True),
-        ({"position": True}, False),
+        ({"head_bias": False, "block_size": 3, "n_head": 4, "dropout": 0.5}, True),
+        ({"position": "learned"}, False),
         ({"n_layer": 1}, False),
-        ({"norm": True}, False),
+        ({"norm": "rms"}, False),
+        ({"logit_cap": 9.0}, False),
         ({"tied": True}, False),
         ({"vocab_size": 99}, False),
         ({"dtype": "bfloat16"}, False),

@@ -42,7 +42,7 @@ def test_without_arguments_it_is_babygpt_on_pydocs():
         ("optimizer.learning_rate", "1e-3", 1e-3),
         ("optimizer.learning_rate", "1", 1.0),
         ("optimizer.clip_norm", "", None),
-        ("model.bias", "False", False),
+        ("model.head_bias", "False", False),
         ("model.vocab_size", "none", None),
         ("model.vocab_size", "100", 100),
         ("train.eval_tokens", "", None),
@@ -94,7 +94,7 @@ WRONG = [
     (["train.steps=1.5"], "train.steps=1.5 is not an integer"),
     (["train.steps="], "train.steps= is not an integer"),
     (["optimizer.learning_rate=fast"], "optimizer.learning_rate=fast is not a number"),
-    (["model.bias=perhaps"], "model.bias=perhaps is not true or false"),
+    (["model.head_bias=perhaps"], "model.head_bias=perhaps is not true or false"),
     (["data.tokenizer=bpe"], "unknown value of data.tokenizer: 'bpe'; choose from char, byte"),
     (["train.steps=0"], r"train.steps=0 is out of range; it must lie in \[1, 2e9\]"),
     (["train.batch_size=-1"], "train.batch_size=-1 is out of range"),
@@ -246,7 +246,7 @@ CHANGED = [
     for name in PRESETS[group]
 ] + [
     ["model=gpt-tiny", "optimizer=lion", "train.batch_size=32", "train.steps=9", "model.dropout=0.1"],
-    ["model=gpt2", "model.vocab_size=", "optimizer.clip_norm=", "model.bias=true", "run_dir=elsewhere"],
+    ["model=gpt2", "model.vocab_size=", "optimizer.clip_norm=", "model.head_bias=true", "run_dir=elsewhere"],
     ["model=bigram", "data=synthetic", "data.states=3", "model.counting=windows", "overwrite=true"],
     ["trainer=counts", "trainer.smoothing=0.5", "train.eval_interval=500", "checkpoint.seconds="],
     ["data.path=none", "train.grow_from=null", "log=tensorboard", "optimizer.eps=1e-30"],
@@ -351,4 +351,4 @@ def test_the_other_commands_read_options_the_same_way(kind):
 def test_a_model_config_can_be_read_from_a_preset_and_options():
     model = load_config(["model=babygpt-v9-layernorm", "model.n_layer=2"]).model
     assert isinstance(model, BabyGPTConfig)
-    assert (model.n_layer, model.norm) == (2, True)
+    assert (model.n_layer, model.norm) == (2, "layer")

@@ -51,15 +51,22 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
-class LayerNorm(nnx.Module):
-    """Mean 0 and variance 1 over the last axis, in float32, then `scale` and `bias` (Ba et al. 2016)."""
+class Norm(nnx.Module):
+    """RMSNorm: a mean square of 1 over the last axis, in float32, times `scale` (Zhang and Sennrich 2019).
 
-    def __init__(self, features: int):
+    With `centered` the mean is subtracted first, which makes it LayerNorm (Ba et al. 2016), and with `bias` a learned
+    vector is added at the end.
+    """
+
+    def __init__(self, features: int, epsilon: float, *, centered: bool = False, bias: bool = False):
+        self.epsilon, self.centered = epsilon, centered
         self.scale = nnx.Param(jnp.ones(features))
-        self.bias = nnx.Param(jnp.zeros(features))
+        self.bias = nnx.Param(jnp.zeros(features)) if bias else None
 
     def __call__(self, x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
-        return (ops.normalize(x.astype(jnp.float32)) * self.scale[...] + self.bias[...]).astype(x.dtype)
+        y = x.astype(jnp.float32)
+        y = ops.normalize(y - y.mean(axis=-1, keepdims=True) if self.centered else y, self.epsilon) * self.scale[...]
+        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:

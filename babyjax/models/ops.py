@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-Heads = Float[Array, "B T H K"]
-Cached = Float[Array, "B H S K"]
-Drop = Callable[[Float[Array, "B H T S"]], Float[Array, "B H T S"]]
-EPSILON = 1e-5
+Queries = Float[Array, "B T H K"]
+Heads = Float[Array, "B T G K"]  # keys or values: G divides H, and each serves the H / G next to each other
+Cached = Float[Array, "B G S K"]
+Weights = Float[Array, "B G n T S"]  # of attention: n = H / G queries share a key
+Change = Callable[[Weights], Weights]
 
 
 def matmul_reference(
@@ -32,56 +33,87 @@ def matmul(
     return matmul_reference(rows, kernel, dtype).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def normalize_reference(x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
-    """Shift and scale `x` to mean 0 and variance 1 over the last axis."""
-    centered = x - x.mean(axis=-1, keepdims=True)
-    return centered * jax.lax.rsqrt(jnp.square(centered).mean(axis=-1, keepdims=True) + EPSILON)
+def normalize_reference(x: Float[Array, "*shape D"], epsilon: float) -> Float[Array, "*shape D"]:
+    """Scale `x` to a mean square of 1 over the last axis."""
+    return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + epsilon)
 
 
 # With a gradient by hand: on a CPU the derived one passes over the activations more often.
-normalize = jax.custom_vjp(normalize_reference)
+normalize = jax.custom_vjp(normalize_reference, nondiff_argnums=(1,))
 
 
-def _normalize_forward(x):
-    centered = x - x.mean(axis=-1, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.square(centered).mean(axis=-1, keepdims=True) + EPSILON)
-    return centered * scale, (centered * scale, scale)
+def _normalize_forward(x, epsilon):
+    scale = jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + epsilon)
+    return x * scale, (x * scale, scale)
 
 
-def _normalize_backward(saved, gradient):
+def _normalize_backward(epsilon, saved, gradient):
     y, scale = saved
-    along = (gradient * y).mean(axis=-1, keepdims=True)
-    return (scale * (gradient - gradient.mean(axis=-1, keepdims=True) - y * along),)
+    return (scale * (gradient - y * (gradient * y).mean(axis=-1, keepdims=True)),)
 
 
 normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
-def attend_reference(q: Heads, k: Heads, v: Heads, drop: Drop | None = None) -> Heads:
-    """Causal attention, softmax(q k^T / sqrt(K)) v. `drop` is dropout of the weights."""
+def rotate(x: Queries, positions: Int[Array, "*B T"], base: float) -> Queries:
+    """Turn each pair (x[i], x[i + K/2]) by the angle position * base^(-2i/K) (Su et al. 2021, "rotary").
+
+    The product of a query and a key then depends on the distance of their positions.
+    """
+    first, second = jnp.split(x, 2, axis=-1)
+    half = first.shape[-1]
+    angles = positions[..., None, None] * base ** (-jnp.arange(half) / half)
+    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def attend_reference(q: Queries, k: Heads, v: Heads, drop: Change | None = None, see: Change | None = None) -> Queries:
+    """Causal attention, softmax(q k^T / sqrt(K)) v. `see` may change the weights, and `drop` is their dropout."""
+    shared = q.shape[2] // k.shape[2]
+    k, v = jnp.repeat(k, shared, axis=2), jnp.repeat(v, shared, axis=2)
     scores = jnp.einsum("bthk,bshk->bhts", q, k) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(jnp.where(jnp.tri(q.shape[1], dtype=bool), scores, -jnp.inf))
-    return jnp.einsum("bhts,bshk->bthk", weights if drop is None else drop(weights), v)
+    grouped = weights.reshape(len(q), -1, shared, *weights.shape[2:])
+    for change in (see, drop):
+        grouped = grouped if change is None else change(grouped)
+    return jnp.einsum("bhts,bshk->bthk", grouped.reshape(weights.shape), v)
 
 
-def attend(q: Heads, k: Heads, v: Heads, drop: Drop | None = None, implementation: str = "xla") -> Heads:
-    # cuDNN's fused kernel never writes the [T, T] table of weights, but cannot drop them with our random numbers.
-    if implementation == "cudnn" and drop is None:
+def attend(
+    q: Queries,
+    k: Heads,
+    v: Heads,
+    drop: Change | None = None,
+    see: Change | None = None,
+    implementation: str = "xla",
+) -> Queries:
+    # cuDNN's fused kernel never writes the [T, T] table of weights, so nothing can be done to them.
+    if implementation == "cudnn" and drop is None and see is None:
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
-    return _attend_to(q, k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.tri(q.shape[1], dtype=bool), drop)
+    return _attend_to(q, k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.tri(q.shape[1], dtype=bool), drop, see)
 
 
-def _attend_to(q: Heads, k: Cached, v: Cached, seen: Bool[Array, "*any T S"], drop: Drop | None = None) -> Heads:
+def _attend_to(
+    q: Queries,
+    k: Cached,
+    v: Cached,
+    seen: Bool[Array, "*any T S"],
+    drop: Change | None = None,
+    see: Change | None = None,
+) -> Queries:
     # Weights are normalized after they mixed the values: neither pass then divides the [T, S] table, which makes a
     # training step of gpt-tiny a tenth faster on a CPU.
-    q = q.swapaxes(1, 2) * q.shape[-1] ** -0.5
-    scores = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32)
+    batch, length, heads, size = q.shape
+    q = q.reshape(batch, length, k.shape[1], -1, size).transpose(0, 2, 3, 1, 4) * size**-0.5
+    scores = jnp.einsum("bgntk,bgsk->bgnts", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(seen, scores, -jnp.inf)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     scale = 1 / weights.sum(axis=-1, keepdims=True)
+    if see is not None:
+        weights, scale = see(weights * scale), jnp.ones_like(scale)
     weights = weights if drop is None else drop(weights)
-    y = scale * jnp.einsum("bhts,bhsk->bhtk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return y.astype(v.dtype).swapaxes(1, 2)
+    y = scale * jnp.einsum("bgnts,bgsk->bgntk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return y.astype(v.dtype).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
 
 
 def choose_attention(dtype: str, head_size: int) -> str:
@@ -102,7 +134,7 @@ class KeyValueCache(NamedTuple):
     length: Int[Array, " B"]
 
 
-def attend_cached_reference(q: Heads, k: Heads, v: Heads, cache: KeyValueCache) -> tuple[Heads, KeyValueCache]:
+def attend_cached_reference(q: Queries, k: Heads, v: Heads, cache: KeyValueCache) -> tuple[Queries, KeyValueCache]:
     """Write new keys and values behind those of a cache, and attend to all up to each query's own.
 
     Returns the cache with the same `length`; the caller knows how many of the new tokens count.
@@ -110,13 +142,14 @@ def attend_cached_reference(q: Heads, k: Heads, v: Heads, cache: KeyValueCache) 
     columns = cache.length[:, None] + jnp.arange(q.shape[1])  # B T
     rows = jnp.arange(len(q))[:, None]
     keys, values = cache.keys.at[rows, :, columns].set(k), cache.values.at[rows, :, columns].set(v)
-    scores = jnp.einsum("bthk,bhsk->bhts", q, keys) * q.shape[-1] ** -0.5
+    repeated = [jnp.repeat(part, q.shape[2] // k.shape[2], axis=1) for part in (keys, values)]
+    scores = jnp.einsum("bthk,bhsk->bhts", q, repeated[0]) * q.shape[-1] ** -0.5
     seen = jnp.arange(keys.shape[2]) <= columns[:, None, :, None]  # B 1 T S
     weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
-    return jnp.einsum("bhts,bhsk->bthk", weights, values), KeyValueCache(keys, values, cache.length)
+    return jnp.einsum("bhts,bhsk->bthk", weights, repeated[1]), KeyValueCache(keys, values, cache.length)
 
 
-def attend_cached(q: Heads, k: Heads, v: Heads, cache: KeyValueCache) -> tuple[Heads, KeyValueCache]:
+def attend_cached(q: Queries, k: Heads, v: Heads, cache: KeyValueCache) -> tuple[Queries, KeyValueCache]:
     write = jax.vmap(lambda row, new, start: jax.lax.dynamic_update_slice_in_dim(row, new, start, axis=1))
     keys, values = (write(old, new.swapaxes(1, 2), cache.length) for old, new in ((cache.keys, k), (cache.values, v)))
     columns, size = cache.length[:, None] + jnp.arange(q.shape[1]), keys.shape[2]
@@ -124,7 +157,7 @@ def attend_cached(q: Heads, k: Heads, v: Heads, cache: KeyValueCache) -> tuple[H
     sizes = sorted({-(-size // 4), -(-size // 2), size}) if q.shape[1] == 1 else [size]
 
     def over(used: int):
-        seen = jnp.arange(used) <= columns[:, None, :, None]
+        seen = jnp.arange(used) <= columns[:, None, None, :, None]
         return lambda: _attend_to(q, keys[:, :, :used], values[:, :, :used], seen)
 
     smallest = jnp.searchsorted(jnp.array(sizes), columns.max() + 1)

@@ -36,11 +36,11 @@ class ExactTrainer:
             pairs,
             model.n_embd,
             plan_choice(options.choose, *objective) if self._chosen else plan_restarts(*objective),
-            bias=model.bias,
+            bias=model.head_bias,
             tolerance=options.tolerance,
             score=(lambda model: evaluate(model)["val"].per_token) if self._chosen else None,
         )
-        self._parameters = 2 * pairs.vocab_size * model.n_embd + pairs.vocab_size * model.bias
+        self._parameters = 2 * pairs.vocab_size * model.n_embd + pairs.vocab_size * model.head_bias
 
     def init(self) -> State:
         """Return the state before the first step. Raises: OutOfMemoryError if the model is too large."""

@@ -20,7 +20,7 @@ class TorchV1:
         self.data = torch.tensor(tokens, dtype=torch.long, device=self.device)
         self.batch_size, self.block_size = config.train.batch_size, model.block_size
         self.embedding = torch.nn.Embedding(vocab_size, model.n_embd, device=self.device)
-        self.head = torch.nn.Linear(model.n_embd, vocab_size, bias=model.bias, device=self.device)
+        self.head = torch.nn.Linear(model.n_embd, vocab_size, bias=model.head_bias, device=self.device)
         self.optimizer = torch.optim.AdamW(
             [*self.embedding.parameters(), *self.head.parameters()],
             lr=optimizer.learning_rate,

@@ -146,7 +146,7 @@ def validation(study: Study) -> dict[str, float]:
 
 def expressiveness(study: Study) -> dict[str, Any]:
     """Measure the least training loss found at each width, above the entropy."""
-    small, bias = study.vocab_size <= 512, study.model_config.bias
+    small, bias = study.vocab_size <= 512, study.model_config.head_bias
     widths = sorted({*(w for w in study.effort.widths if w < study.vocab_size - 1), study.model_config.n_embd})
     gaps = []
     for width in widths:

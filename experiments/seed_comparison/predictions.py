@@ -89,7 +89,7 @@ def equivalence(study: Study) -> dict[str, Any]:
     task, size = study.merged, study.merged.pairs.vocab_size
     bigram = log_probabilities(Bigram.from_tokens(task.split.train, size))
     equal = BabyGPT.from_parameters(jnp.asarray(bigram), jnp.eye(size), jnp.zeros(size))
-    fit = babyjax.fit_counts(task.pairs, size - 1, bias=study.model_config.bias, tolerance=1e-4)
+    fit = babyjax.fit_counts(task.pairs, size - 1, bias=study.model_config.head_bias, tolerance=1e-4)
     adamw_loss, counts_loss = (task.evaluate(model)["train"].per_token for model in (study.wide(), fit.model))
     return {
         "vocab_size": size,

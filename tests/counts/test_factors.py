@@ -28,6 +28,6 @@ def test_the_svd_of_sparse_counts_is_that_of_a_dense_matrix(monkeypatch, bias):
 def test_a_model_has_the_logits_of_its_factors(rng, bias):
     factors = Factors(rng.normal(size=(V, 3)), rng.normal(size=(V, 3)), rng.normal(size=V) if bias else None)
     model = factors.model(5)
-    assert (model.config.n_embd, model.config.bias) == (5, bias)
+    assert (model.config.n_embd, model.config.head_bias) == (5, bias)
     np.testing.assert_allclose(factors_of(model).logits(), factors.logits(), atol=1e-5)
     np.testing.assert_allclose(model(jnp.arange(V)[None])[0], factors.logits(), atol=1e-5)

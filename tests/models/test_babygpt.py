@@ -22,7 +22,7 @@ def v1(vocab_size=V, n_embd=D, seed=0, **options):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("jit", [True, False])
 def test_logits_are_embedding_times_kernel_plus_bias(bias, jit):
-    model = v1(bias=bias)
+    model = v1(head_bias=bias)
     tokens = jax.random.randint(jax.random.key(1), (3, 5), 0, V)
     with chex.fake_jit(not jit):
         logits = jax.jit(lambda model, tokens: model(tokens))(model, tokens)
@@ -76,7 +76,7 @@ def test_from_parameters_is_v1_with_these():
     parameters = model.token_embedding.embedding[...], model.lm_head.kernel[...], model.lm_head.bias[...]
     chex.assert_trees_all_equal(BabyGPT.from_parameters(*parameters), model)
     without = BabyGPT.from_parameters(*parameters[:2])
-    chex.assert_trees_all_equal_structs(without, v1(bias=False))
+    chex.assert_trees_all_equal_structs(without, v1(head_bias=False))
 
 
 @pytest.mark.parametrize("possible", ["xla", "cudnn"])
@@ -107,7 +107,7 @@ def test_a_vocabulary_has_a_token(vocab_size):
 
 
 def test_make_model_follows_the_config():
-    babygpt = make_model(BabyGPTConfig(n_embd=7, bias=False), V, jax.random.key(0))
+    babygpt = make_model(BabyGPTConfig(n_embd=7, head_bias=False), V, jax.random.key(0))
     chex.assert_shape(babygpt(jnp.zeros((1, 1), jnp.int32)), (1, 1, V))
     assert {leaf.shape for leaf in jax.tree.leaves(babygpt)} == {(V, 7), (7, V)}
     bigram = make_model(BigramConfig(smoothing=0.5), V, jax.random.key(0))

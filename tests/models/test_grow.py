@@ -29,6 +29,9 @@ def assert_same_function(small, large, length=8):
     )
 
 
+SMALL = {"block_size": 8, "n_embd": 32, "n_layer": 2, "unroll": 1}
+WIDE = {"n_embd": 64, "head_size": 8}
+SQUARED = {"activation": "relu2"}
 TALL = {"block_size": 16, "n_embd": 64, "n_layer": 4, "n_head": 4}
 
 
@@ -47,9 +50,33 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         slow("babygpt-v2-position", {}, "babygpt-v8-projection", {}),
         slow("babygpt-v9-layernorm", {}, "babygpt-v10-dropout", {}),  # dropout has no parameters
         slow("babygpt-v10-dropout", {}, "babygpt-v11", TALL),  # copies, longer heads, more units, more blocks
-        ("babygpt", {"n_embd": 5, "bias": False}, "babygpt", {"n_embd": 15}),
+        ("babygpt", {"n_embd": 5, "head_bias": False}, "babygpt", {"n_embd": 15}),
         slow("babygpt", {"n_embd": 5}, "babygpt-v2-position", {"n_embd": 10, "block_size": 8}),
         slow("gpt2", TALL | {"vocab_size": V}, "gpt2", TALL | {"vocab_size": V, "n_layer": 6}),
+        ("babygpt-v13-rotary", SMALL, "babygpt-v14-rmsnorm", SMALL),  # the residual is centered
+        slow("babygpt-v9-layernorm", {}, "babygpt-v9-layernorm", {"norm": "rms", "qkv_bias": True}),
+        slow("babygpt-v9-layernorm", {"bias": False, "head_bias": False}, "babygpt-v9-layernorm", {"norm": "rms"}),
+        slow("babygpt", {"norm": "layer"}, "babygpt", {"norm": "rms"}),
+        ("babygpt-v16-gqa", SMALL, "babygpt-v15-swiglu", SMALL),  # shared keys and values are copied
+        slow("babygpt-v16-gqa", SMALL | {"n_kv_head": 1}, "babygpt-v16-gqa", SMALL | {"n_head": 8, "head_size": 8}),
+        slow("babygpt-v14-rmsnorm", SMALL, "babygpt-v14-rmsnorm", SMALL | {"gated": True}),  # what is gated is 1
+        slow(
+            "babygpt-v14-rmsnorm", SMALL | SQUARED, "babygpt-v14-rmsnorm", SMALL | {"gated": True, "activation": "relu"}
+        ),
+        slow(
+            "babygpt-v15-swiglu",
+            SMALL,
+            "babygpt-v15-swiglu",
+            SMALL | {"bias": True, "qkv_bias": True, "head_bias": True},
+        ),
+        slow("babygpt-v15-swiglu", SMALL | {"tied": True}, "babygpt-v15-swiglu", SMALL | WIDE),  # an untied head
+        slow("babygpt-v17-qknorm", SMALL, "babygpt-v17-qknorm", SMALL | WIDE | {"n_layer": 3}),
+        slow(
+            "babygpt-v2-position",
+            {"position": "none", "head_bias": False},
+            "babygpt-v15-swiglu",
+            {"n_embd": 32, "norm": "none"},
+        ),
     ],
     ids=lambda part: part.removeprefix("babygpt-") if isinstance(part, str) else "",
 )
@@ -92,6 +119,45 @@ def test_copies_are_told_apart():
     ("lower", "upper", "reason"),
     [
         (preset("babygpt-v2-position"), "babygpt-v3-attention", "mixes in every token it sees"),
+        (preset("gpt-tiny-2019"), "babygpt-v13-rotary", "its positions are learned, not rotary"),
+        (preset("babygpt-v14-rmsnorm"), "babygpt-v15-swiglu", "head_bias would shrink"),
+        (
+            preset("babygpt-v14-rmsnorm"),
+            preset("babygpt-v15-swiglu", qkv_bias=True, bias=True, head_bias=True, feed_forward=4),
+            "activation is gelu, not silu with a gate",
+        ),
+        (preset("babygpt-v15-swiglu"), "babygpt-v16-gqa", "2 heads share keys and values, 1 in this one"),
+        (preset("babygpt-v16-gqa"), "babygpt-v17-qknorm", "takes away their length"),
+        (preset("babygpt-v14-rmsnorm"), preset("babygpt-v13-rotary", qkv_bias=True), "norm=rms is not norm=layer"),
+        (
+            preset("babygpt-v13-rotary"),
+            preset("babygpt-v14-rmsnorm", qkv_bias=False),
+            "need head_bias=true, and with blocks",
+        ),
+        (preset("babygpt-v13-rotary"), preset("babygpt-v14-rmsnorm", norm_eps=1e-6), "norm_eps is 1e-05, not 1e-06"),
+        (
+            preset("babygpt-v13-rotary", bias=False),
+            preset("babygpt-v14-rmsnorm", tied=True),
+            "a tied head is the embedding",
+        ),
+        (preset("babygpt-v13-rotary"), preset("babygpt-v13-rotary", bias=False), "bias would shrink"),
+        (
+            preset("babygpt-v13-rotary"),
+            preset("babygpt-v13-rotary", rotary_base=5e5),
+            "rotary_base is 10000, not 500000",
+        ),
+        (preset("babygpt-v13-rotary"), preset("babygpt-v13-rotary", head_size=64), "bind a head to its size of 32"),
+        (preset("babygpt"), preset("babygpt", logit_cap=30.0), "bounded by 0, those of the larger one by 30"),
+        (
+            preset("babygpt-v13-rotary", tied=True),
+            preset("babygpt-v14-rmsnorm", tied=True),
+            "a tied head needs it as it is",
+        ),
+        (
+            preset("babygpt-v7-residual", norm="layer", qkv_bias=True),
+            preset("babygpt-v8-projection", norm="rms", qkv_bias=True),
+            "takes projections",
+        ),
         (
             preset("babygpt-v3-attention"),
             "babygpt-v4-multihead",
@@ -99,8 +165,8 @@ def test_copies_are_told_apart():
         ),
         (preset("babygpt-v5-feedforward"), "babygpt-v6-blocks", "mixes in every token it sees"),
         (preset("babygpt-v6-blocks"), "babygpt-v7-residual", "only in the limit of large weights"),
-        (preset("babygpt-v8-projection"), "babygpt-v9-layernorm", "layer norm removes mean and length"),
-        (preset("babygpt-v9-layernorm"), "gpt-tiny", "activation is relu, not gelu"),
+        (preset("babygpt-v8-projection"), "babygpt-v9-layernorm", "an added norm removes the length"),
+        (preset("babygpt-v9-layernorm"), "gpt-tiny-2019", "activation is relu, not gelu"),
         (
             preset("babygpt-v9-layernorm"),
             preset("babygpt-v9-layernorm", n_embd=48),
@@ -110,17 +176,17 @@ def test_copies_are_told_apart():
         (
             preset("babygpt-v9-layernorm"),
             "babygpt-v8-projection",
-            "norm would shrink from True to False",
+            "norm=layer is not norm=none",
         ),
         (preset("babygpt-v9-layernorm"), preset("babygpt-v9-layernorm", n_layer=2), "n_layer would shrink from 3 to 2"),
         (preset("babygpt-v9-layernorm"), preset("babygpt-v9-layernorm", n_head=2), "n_head would shrink from 4 to 2"),
         (preset("babygpt-v7-residual"), preset("babygpt-v7-residual", n_embd=64, n_head=8), "has a fixed place"),
         (preset("babygpt"), preset("babygpt", vocab_size=50), "room for 37 tokens, the larger one for 50"),
-        (preset("babygpt", bias=False), preset("babygpt", tied=True), "a tied head is the embedding"),
+        (preset("babygpt", head_bias=False), preset("babygpt", tied=True), "a tied head is the embedding"),
         (preset("babygpt-v4-multihead"), preset("babygpt-v5-feedforward", activation="gelu"), "single block with ReLU"),
         (
-            preset("babygpt-v4-multihead", norm=True),
-            preset("babygpt-v5-feedforward", norm=True),
+            preset("babygpt-v4-multihead", norm="layer"),
+            preset("babygpt-v5-feedforward", norm="layer"),
             "before a head with a bias, no norm and no tying",
         ),
         (
@@ -140,8 +206,8 @@ def test_only_networks_grow_and_only_into_networks():
         grow(Bigram(jnp.zeros((3, 3), jnp.int32)), "babygpt")
     with pytest.raises(ConfigError, match="model=bigram is not a network"):
         grow(filled(preset("babygpt"), V), "bigram")
-    with pytest.raises(ConfigError, match="unknown model 'babygpt-v13'"):
-        grow(filled(preset("babygpt"), V), "babygpt-v13")
+    with pytest.raises(ConfigError, match="unknown model 'babygpt-v99'"):
+        grow(filled(preset("babygpt"), V), "babygpt-v99")
 
 
 # Why there is no such point.
@@ -165,7 +231,7 @@ def test_v3_cannot_be_v2_since_its_attention_depends_on_every_token_it_tells_apa
     model = filled(preset("babygpt-v3-attention"), V, seed)
     first, second = np.moveaxis(np.asarray(logits_of(model, tokens), np.float64), 1, 0)
     x = model.token_embedding.embedding[3] + model.position_embedding.embedding[1]
-    value = x @ model.blocks.attention.query_key_value.kernel[0, :, 64:]
+    value = x @ model.blocks.attention.value.kernel[0]
     alone = np.asarray(model.head(value[None, None]), np.float64)[0, 0]
     share = ((second - alone) * (first - alone)).sum(axis=1) / np.square(first - alone).sum(axis=1)
     assert ((share > 0) & (share < 1)).all()
@@ -180,7 +246,8 @@ def test_v4_cannot_be_v3_since_a_head_scores_by_a_matrix_of_its_width():
     def ranks(config):
         model = filled(config, V)
         x = np.asarray(model.token_embedding.embedding[...], np.float64)
-        q, k, _ = np.split(x @ np.asarray(model.blocks.attention.query_key_value.kernel[0], np.float64), 3, axis=1)
+        attention = model.blocks.attention
+        q, k = (x @ np.asarray(part.kernel[0], np.float64) for part in (attention.query, attention.key))
         heads = [np.split(part, config.n_head, axis=1) for part in (q, k)]
         tables = [q @ k.T for q, k in zip(*heads, strict=True)]
         return {np.linalg.matrix_rank(t - t.mean(axis=0) - t.mean(axis=1)[:, None] + t.mean()) for t in tables}
@@ -198,10 +265,9 @@ def test_v7_is_v6_in_the_limit_where_what_is_added_drowns_what_it_is_added_to():
         """Every branch is `times` as large as what it is added to; what reads it divides again."""
         scales = times ** (2.0 * jnp.arange(3))[:, None, None]  # of what a block reads
         parts = named_arrays(below)
-        kernel = parts["blocks/attention/query_key_value/kernel"]
-        parts["blocks/attention/query_key_value/kernel"] = jnp.concatenate(
-            [kernel[..., :64] / scales, times * kernel[..., 64:]], axis=2
-        )
+        for name in ("query", "key"):
+            parts[f"blocks/attention/{name}/kernel"] /= scales
+        parts["blocks/attention/value/kernel"] *= times
         parts["blocks/feed_forward/hidden/kernel"] *= times
         parts["blocks/feed_forward/hidden/bias"] *= times**2 * scales[..., 0]
         parts["lm_head/kernel"] /= times**6

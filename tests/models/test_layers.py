@@ -5,15 +5,21 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from babyjax.models.layers import LayerNorm, dropout
+from babyjax.models.layers import Norm, dropout
 
 
-def test_layer_norm_is_its_definition_and_its_gradient_is_right():
-    norm, x = LayerNorm(6), 3 + 2 * jax.random.normal(jax.random.key(0), (4, 6))
+@pytest.mark.parametrize("centered", [True, False])
+def test_a_norm_is_its_definition_and_its_gradient_is_right(centered):
+    norm = Norm(6, 1e-2, centered=centered, bias=centered)
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (4, 6))
     norm.scale[...] = jnp.arange(1.0, 7)
-    norm.bias[...] = jnp.arange(6.0)
-    expected = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
-    np.testing.assert_allclose(norm(x), expected * np.arange(1, 7) + np.arange(6), rtol=1e-5, atol=1e-5)
+    expected = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-2)
+    if not centered:
+        assert norm.bias is None
+        expected = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + 1e-2)
+    else:
+        norm.bias[...] = jnp.arange(6.0)
+    np.testing.assert_allclose(norm(x), expected * np.arange(1, 7) + centered * np.arange(6), rtol=1e-5, atol=1e-5)
     check_grads(lambda x: jnp.sin(norm(jnp.asarray(x))), (x,), order=1, modes="rev", atol=2e-2, rtol=2e-2)
 
 

@@ -50,15 +50,51 @@ def test_matmul_can_return_more_precision_than_it_reads():
 
 @pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 3, 6)])
 def test_normalize(shape):
-    assert_equal(ops.normalize, ops.normalize_reference, 3 + 2 * normal(*shape))
+    fast, reference = (
+        lambda x, function=function: function(x, 1e-3) for function in (ops.normalize, ops.normalize_reference)
+    )
+    assert_equal(fast, reference, 3 + 2 * normal(*shape))
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 2, 4), (1, 1, 1, 5)])
+@pytest.mark.parametrize(("shape", "groups"), [((2, 8, 2, 4), 2), ((1, 1, 1, 5), 1), ((2, 5, 6, 4), 2)])
 @pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_attend(shape, rate):
+def test_attend(shape, groups, rate):
     drop = partial(dropout, rate=rate, key=jax.random.key(0)) if rate else None
-    q, k, v = (normal(*shape, seed=seed) for seed in range(3))
+    q, k, v = (normal(*shape[:2], heads, shape[3], seed=seed) for seed, heads in enumerate((shape[2], groups, groups)))
     assert_equal(partial(ops.attend, drop=drop), partial(ops.attend_reference, drop=drop), q, k, v)
+
+
+def test_attention_weights_can_be_seen_and_changed():
+    q, k, v = (normal(2, 5, heads, 4, seed=seed) for seed, heads in enumerate((6, 2, 2)))
+
+    def first_token_only(weights):
+        return jnp.zeros_like(weights).at[..., 0].set(weights.sum(axis=-1))
+
+    for attend in (ops.attend, ops.attend_reference):
+        y = attend(q, k, v, see=first_token_only)
+        chex.assert_trees_all_close(y, jnp.broadcast_to(jnp.repeat(v[:, :1], 3, axis=2), y.shape), atol=1e-6)
+
+
+@given(st.integers(0, 99), st.integers(0, 100))
+def test_products_of_rotated_queries_and_keys_depend_on_distances_alone(seed, start):
+    q, k = np.random.default_rng(seed).normal(size=(2, 1, 4, 2, 6)).astype(np.float32)
+    here, there = (
+        jnp.einsum("bthk,bshk->bhts", *(ops.rotate(x, first + jnp.arange(4), 1e3) for x in (q, k)))
+        for first in (0, start)
+    )
+    np.testing.assert_allclose(here, there, atol=1e-4)
+    np.testing.assert_allclose(
+        np.linalg.norm(ops.rotate(q, jnp.arange(4), 1e3), axis=-1), np.linalg.norm(q, axis=-1), rtol=1e-5
+    )
+    np.testing.assert_array_equal(ops.rotate(q, jnp.zeros(4, int), 1e3), q)
+
+
+def test_a_rotation_is_that_of_complex_numbers():
+    x, positions = normal(1, 3, 1, 4), np.array([0, 1, 7])
+    turned = np.asarray(ops.rotate(x, jnp.asarray(positions), 100.0))
+    numbers = np.asarray(x[..., :2]) + 1j * np.asarray(x[..., 2:])
+    expected = numbers * np.exp(1j * positions[:, None, None] * np.array([1, 0.1]))
+    np.testing.assert_allclose(turned[..., :2] + 1j * turned[..., 2:], expected, rtol=1e-5, atol=1e-6)
 
 
 ATTENTIONS = [
@@ -96,7 +132,7 @@ def test_attention_weights_are_dropped_after_they_are_normalized():
 
 @pytest.mark.parametrize("new", [1, 4])
 def test_attend_cached(new):
-    q, k, v = (normal(2, new, 2, 4, seed=seed) for seed in range(3))
+    q, k, v = (normal(2, new, heads, 4, seed=seed) for seed, heads in enumerate((4, 2, 2)))
     keys, values = (normal(2, 2, 16, 4, seed=seed) for seed in (3, 4))
 
     def flat(attend):
@@ -155,7 +191,9 @@ def test_cudnn_is_asked_unless_weights_are_dropped(monkeypatch):
     asked = []
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, **options: asked.append(options) or v)
     q, k, v = (normal(1, 4, 2, 3, seed=seed) for seed in range(3))
-    chex.assert_trees_all_equal(ops.attend(q, k, v, None, "cudnn"), v)
+    chex.assert_trees_all_equal(ops.attend(q, k, v, implementation="cudnn"), v)
     assert asked == [{"is_causal": True, "implementation": "cudnn"}]
-    chex.assert_trees_all_close(ops.attend(q, k, v, lambda w: w, "cudnn"), ops.attend_reference(q, k, v), atol=1e-5)
+    chex.assert_trees_all_close(
+        ops.attend(q, k, v, lambda w: w, implementation="cudnn"), ops.attend_reference(q, k, v), atol=1e-5
+    )
     assert len(asked) == 1

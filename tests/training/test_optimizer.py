@@ -134,7 +134,9 @@ def test_muon_takes_the_kernels_of_blocks_and_adam_the_rest():
 def test_kernels_are_the_matrices_of_linear_layers():
     named = named_arrays(kernels(filled(small("gpt2"), V)))
     assert {name.split("/")[-2] for name, chosen in named.items() if chosen} == {
-        "query_key_value",
+        "query",
+        "key",
+        "value",
         "projection",
         "hidden",
     }

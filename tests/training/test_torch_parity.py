@@ -71,7 +71,7 @@ def test_logits_and_50_steps_of_adamw_are_pytorchs(name):
 
 @pytest.mark.parametrize("bias", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_first_100_losses_of_the_seed_are_pytorchs(bias):
-    config: Any = load_config([f"model.bias={bias}"])
+    config: Any = load_config([f"model.head_bias={bias}"])
     model = BabyGPT(config.model, V, jax.random.key(0))
     network = torch_gpt.TorchGPT.like(model)
     shape = (config.train.batch_size, config.model.block_size)
