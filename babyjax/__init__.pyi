@@ -11,6 +11,7 @@ from .data.batches import split_tokens as split_tokens
 from .data.corpus import Corpus as Corpus
 from .data.corpus import load_corpus as load_corpus
 from .data.corpus import read_corpus as read_corpus
+from .data.subwords import SubwordTokenizer as SubwordTokenizer
 from .data.tokenizer import ByteTokenizer as ByteTokenizer
 from .data.tokenizer import CharTokenizer as CharTokenizer
 from .evaluation.adaptive import adaptive_nats as adaptive_nats
@@ -23,6 +24,8 @@ from .evaluation.losses import Nats as Nats
 from .generation.sampling import generate as generate
 from .interop.arpa import arpa_lines as arpa_lines
 from .interop.arpa import read_arpa as read_arpa
+from .interop.huggingface import load_huggingface as load_huggingface
+from .interop.huggingface import save_huggingface as save_huggingface
 from .models import make_model as make_model
 from .models.babygpt import BabyGPT as BabyGPT
 from .models.base import LanguageModel as LanguageModel
@@ -33,10 +36,11 @@ from .models.grow import grow as grow
 from .models.mixture import Mixture as Mixture
 from .models.ngram import NGram as NGram
 from .options import load_config as load_config
-from .presets import preset as preset
+from .recipes import presets as presets
 from .runs.directory import LoadedRun as LoadedRun
 from .runs.directory import load_run as load_run
 from .runs.run import Run as Run
+from .runs.run import save_run as save_run
 from .sinks import Sinks as Sinks
 from .sinks import find_log as find_log
 from .sinks import open_sinks as open_sinks
@@ -51,5 +55,6 @@ from .training.events import evaluated as evaluated
 from .training.step import Hyper as Hyper
 from .training.step import init_state as init_state
 from .training.step import make_advance as make_advance
+from .trees import named_arrays as named_arrays
 
 __version__: str

@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "losses of a trained model over whole splits",
     "sample": "text from a trained model",
     "export": "a trained model as a file for other programs",
+    "import": "a Hugging Face model as a run",
 }
 
 

@@ -1,6 +1,6 @@
 """Every option of a run: type, default, range and help.
 
-`options.py` reads them from the command line, `presets.py` has the named combinations. All config classes are frozen
+`options.py` reads them from the command line, `recipes.py` has the named combinations. All config classes are frozen
 and hashable, so that a model can keep its config as static data. Nothing here imports JAX.
 """
 
@@ -246,7 +246,7 @@ class BabyGPTConfig(WindowedConfig):
 class DataConfig(Options):
     group: ClassVar[str] = "data"
     path: str | None = option(None, "path to a UTF-8 text file", free=True)
-    tokenizer: Literal["char", "byte"] = option("char", "what a token is")
+    tokenizer: Literal["char", "byte"] | str = option("char", "what a token is, or path to a tokenizer.json")
 
 
 class SyntheticConfig(DataConfig):

@@ -17,6 +17,7 @@ from babyjax.options import read_options
 class EvaluateConfig(Options):
     run_dir: str | None = option(None, "run to evaluate")
     step: str = option("newest", "checkpoint: newest, best (by validation loss) or a step")
+    text: str | None = option(None, "evaluate on this UTF-8 text file (empty: the run's corpus)")
     split: Literal["both", "train", "val"] = option("both", "splits to evaluate")
     stride: int | None = size(None, "tokens between context windows (empty: half a block)")
     adaptive: bool = option(False, "also predict each validation token and then count it (models that count)")
@@ -44,13 +45,15 @@ def evaluate(
     *,
     adaptive: bool = False,
     per_token: str | None = None,
+    text: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run and return what `format=json` prints; `bigram_baseline` and `ngram_baseline` are nats per token.
 
     `least_context` is the smallest context of a token past the first block of a split. `standard_error` compares
     contiguous segments of at least 5,000 tokens; it is None if a split has fewer than two. With `adaptive` the
     validation split also has what `adaptive_nats` says. `per_token` names a file for the losses of every token but the
-    first of each split, and of the n-gram: arrays "val", "val_ngram", "val_adaptive" and so on, in nats.
+    first of each split, and of the n-gram: arrays "val", "val_ngram", "val_adaptive" and so on, in nats. `text` names
+    a file to evaluate on instead of the run's corpus, in the same two splits.
 
     Raises: ConfigError if an option does not fit the model, RunError if the run cannot be read, BabyjaxError if the
     file cannot be written.
@@ -66,10 +69,11 @@ def evaluate(
     path = user_path(per_token, BabyjaxError) if per_token else None
     if path is not None and not path.parent.is_dir():
         raise BabyjaxError(f"cannot write per_token={path}: there is no folder {path.parent}")
-    tokens = babyjax.split_tokens(run.tokenizer.encode(run.corpus().text))
+    corpus = babyjax.read_corpus(text) if text else run.corpus()
+    tokens = babyjax.split_tokens(run.tokenizer.encode(corpus.text))
     pairs = babyjax.PairCounts.from_split(tokens, vocab_size)
     names = ["train", "val"] if split == "both" else [split]
-    sizes = {name: int(byte_lengths[text[1:]].sum()) for name, text in tokens._asdict().items()}
+    sizes = {name: int(byte_lengths[part[1:]].sum()) for name, part in tokens._asdict().items()}
     if model.max_length is not None and stride is None:
         stride = max(1, model.max_length // 2)
     if path is None:
@@ -90,6 +94,7 @@ def evaluate(
         _save(path, arrays)
     return {
         "model": run.config.choices.model,
+        "corpus": corpus.name,
         "vocab_size": vocab_size,
         "step": run.step,
         "block_size": block_size,
@@ -136,12 +141,14 @@ def main(argv: list[str]) -> None:
             lambda split, share: update(f"evaluating on {split}: {share:.0%}"),
             adaptive=config.adaptive,
             per_token=config.per_token,
+            text=config.text,
         )
     show(json.dumps(finite_json(result), allow_nan=False) if config.format == "json" else _table(config, result))
 
 
 def _table(config: EvaluateConfig, result: dict[str, Any]) -> str:
-    lines = [f"{result['model']} after step {result['step']:,}, vocabulary {result['vocab_size']:,}, {config.run_dir}"]
+    about = f"{result['model']} after step {result['step']:,}, vocabulary {result['vocab_size']:,}"
+    lines = [f"{about}, {config.run_dir}, on {result['corpus']}"]
     if result["block_size"] > 1:
         least, block = result["least_context"], result["block_size"]
         lines.append(f"context of {f'{least:,} to ' if least < block else ''}{block:,} tokens past the first block")

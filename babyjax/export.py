@@ -1,21 +1,24 @@
-"""`babyjax export run_dir=... format=arpa`: a trained model as a file for other programs."""
+"""`babyjax export run_dir=... format=hf`: a trained model as files for other programs."""
 
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import yaml
 
 import babyjax
 from babyjax.cli import describe, prepare_jax, run_command, show
 from babyjax.config import Options, option
 from babyjax.errors import BabyjaxError, ConfigError
 from babyjax.files import replace_file, user_path
-from babyjax.options import read_options
+from babyjax.options import arguments_of, read_options
 
 
 class ExportConfig(Options):
     run_dir: str | None = option(None, "run to export")
     step: str = option("newest", "checkpoint: newest, best (by validation loss) or a step")
-    format: Literal["arpa"] = option("arpa", "arpa: an n-gram, for KenLM, SRILM and others")
-    to: str | None = option(None, "file to write (empty: model.arpa in the run directory)")
+    format: Literal["hf", "arpa"] = option("hf", "hf: a network for transformers; arpa: an n-gram for KenLM")
+    out: str | None = option(None, "folder or file to write (empty: hf or model.arpa in the run)")
 
 
 def help_text(argv: list[str]) -> str:
@@ -23,27 +26,87 @@ def help_text(argv: list[str]) -> str:
     return (
         "usage: babyjax export run_dir=DIR [key=value ...]\n\n"
         "Write a trained model in a format of other programs.\n"
-        "In an ARPA file a token is a word: a character itself, or U+0020 by its code point if it is not visible;\n"
-        "a byte is <0x20>. babyjax train model=ngram model.arpa=FILE reads such a file.\n\n"
+        "hf: a folder that AutoModelForCausalLM and AutoTokenizer load, as GPT-2, Llama, Qwen2 or Qwen3.\n"
+        "babyjax import reads such a folder.\n"
+        "arpa: a file for KenLM, SRILM and others. A token is a word: a character itself, or U+0020 by its code point\n"
+        "if it is not visible; a byte is <0x20>. babyjax train model=ngram model.arpa=FILE reads such a file.\n\n"
         f"{describe(ExportConfig())}"
     )
 
 
-def export(run_dir: str, step: str = "newest", to: str | None = None) -> Path:
-    """Write the n-gram of a run as an ARPA file and return its path.
+def export(run_dir: str, step: str = "newest", format: str = "hf", out: str | None = None) -> Path:
+    """Write the model of a run for other programs and return the path.
 
-    Raises: ConfigError if the run holds another model, RunError if it cannot be read, BabyjaxError if the file cannot
-    be written.
+    Raises: ConfigError if the format has no such model, RunError if the run cannot be read, BabyjaxError if the files
+    cannot be written.
     """
     run = babyjax.load_run(run_dir, step)
-    if not isinstance(run.model, babyjax.NGram):
-        raise ConfigError(f"format=arpa is for model=ngram; {run_dir} holds {run.config.choices.model}")
-    path = user_path(to, BabyjaxError) if to else run.folder / "model.arpa"
+    path = user_path(out, BabyjaxError) if out else run.folder / {"hf": "hf", "arpa": "model.arpa"}[format]
+    model = run.model
     try:
-        replace_file(path, "".join(f"{line}\n" for line in babyjax.arpa_lines(run.model, run.tokenizer.words)))
+        if format == "arpa":
+            if not isinstance(model, babyjax.NGram):
+                raise ConfigError(f"format=arpa is for model=ngram; {run_dir} holds {run.config.choices.model}")
+            replace_file(path, "".join(f"{line}\n" for line in babyjax.arpa_lines(model, run.tokenizer.words)))
+        else:
+            if not isinstance(model, babyjax.BabyGPT):
+                raise ConfigError(f"format=hf is for networks; {run_dir} holds {run.config.choices.model}")
+            babyjax.save_huggingface(model, run.tokenizer, path, lambda: model_card(run))
     except OSError as error:
         raise BabyjaxError(f"cannot write {path}: {error.strerror}") from None
     return path
+
+
+def model_card(run: "babyjax.LoadedRun") -> str:
+    """Return the README.md of an exported run: its config, corpus and losses, counting beside them."""
+    parameters = sum(leaf.size for leaf in babyjax.named_arrays(run.model).values())
+    options = yaml.safe_dump(arguments_of(run.config), sort_keys=False, allow_unicode=True)
+    lines = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [babyjax]\n---",
+        f"# {run.folder.name}",
+        f"A language model of {parameters:,} parameters, trained with babyjax for {run.step:,} steps and exported in "
+        "float32."
+        if run.step
+        else f"A language model of {parameters:,} parameters, exported by babyjax in float32.",
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")\n'
+        'prompt = tokenizer("The ", return_tensors="pt", return_token_type_ids=False)\n'
+        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100, do_sample=True)[0]))\n```",
+        f"## Options\n\n```yaml\n{options}```",
+    ]
+    if run.manifest.corpus.characters:
+        lines += _corpus_and_losses(run)
+    return "\n\n".join(lines) + "\n"
+
+
+def _corpus_and_losses(run: "babyjax.LoadedRun") -> list[str]:
+    entry = run.manifest.corpus
+    tokens = babyjax.split_tokens(run.tokenizer.encode(run.corpus().text))
+    pairs = babyjax.PairCounts.from_split(tokens, run.tokenizer.vocab_size)
+    ngram = babyjax.ngram_baseline(tokens, run.tokenizer.vocab_size)
+    rows = ["| split | nats per token | bits per byte | tokens scored |", "|---|---:|---:|---:|"]
+    for name, loss in _losses(run).items():
+        rows.append(f"| {name} | {loss['nats_per_token']:.4f} | {loss['bits_per_byte']:.4f} | {loss['tokens']:,} |")
+    counted = (
+        f"Counting alone reaches {pairs.baseline('val'):.4f} nats per token on the validation split with an add-one "
+        f"bigram and {ngram.val:.4f} with a {ngram.order}-gram (modified Kneser-Ney)."
+    )
+    return [
+        "## Corpus\n\n"
+        f"{entry.name}: {entry.characters:,} characters, sha256 `{entry.sha256}`. The first nine tenths are the "
+        "training split, the rest is the validation split.",
+        "## Losses\n\n" + "\n".join(rows),
+        counted,
+    ]
+
+
+def _losses(run: "babyjax.LoadedRun") -> dict[str, Any]:
+    """The losses at the end of training, if this is the last step."""
+    try:
+        result = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
+        return result["losses"] if result["step"] == run.step else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def main(argv: list[str]) -> None:
@@ -53,7 +116,7 @@ def main(argv: list[str]) -> None:
         raise ConfigError("run_dir=DIR is missing: name the run to export")
     prepare_jax()
     with babyjax.Screen(stderr=True).status("writing the model"):
-        path = export(config.run_dir, config.step, config.to)
+        path = export(config.run_dir, config.step, config.format, config.out)
     show(f"written to {path}")
 
 

@@ -23,7 +23,7 @@ from babyjax.config import (
 )
 from babyjax.errors import ConfigError
 from babyjax.files import read_text, user_path
-from babyjax.presets import PRESETS, expand
+from babyjax.recipes import PRESETS, expand
 from babyjax.text import shown
 
 GROUPS = tuple(Choices.model_fields)
@@ -265,7 +265,7 @@ def differences(ours: Config, theirs: Config) -> list[str]:
 
 def _same(key: str, ours: Any, theirs: Any) -> bool:
     if (
-        key in ("train.grow_from", "model.parts", "model.arpa") and ours and theirs
+        key in ("train.grow_from", "model.parts", "model.arpa", "data.tokenizer") and ours and theirs
     ):  # a path can be written in many ways
         ours, theirs = ([user_path(path, ConfigError) for path in paths.split(",")] for paths in (ours, theirs))
     return ours == theirs

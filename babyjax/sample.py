@@ -71,7 +71,11 @@ def _sample(config: SampleConfig, run: "babyjax.LoadedRun") -> list[str]:
         stop_tokens=stop_tokens.tolist(),
         vocab_size=run.tokenizer.vocab_size,
     )
-    return [config.prompt.lstrip("\n") + run.tokenizer.decode(row[row >= 0]) for row in np.asarray(tokens)]
+    rows = [row[row >= 0] for row in np.asarray(tokens)]
+    if not known:
+        return [run.tokenizer.decode(row) for row in rows]
+    # Decoded together: a token may write its space only behind another.
+    return [run.tokenizer.decode(np.concatenate([prompt, row])).lstrip("\n") for row in rows]
 
 
 if __name__ == "__main__":

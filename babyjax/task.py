@@ -24,7 +24,7 @@ from babyjax.counts.kneser_ney import choose_order, evidence_of, nats_at
 from babyjax.counts.pairs import PairCounts
 from babyjax.data.batches import Split, split_tokens
 from babyjax.data.corpus import Corpus, load_corpus, read_corpus
-from babyjax.data.tokenizer import TOKENIZERS, Tokenizer
+from babyjax.data.tokenizer import Tokenizer, make_tokenizer
 from babyjax.errors import ConfigError, RunError
 from babyjax.evaluation.evaluator import Evaluator, make_evaluator
 from babyjax.evaluation.mixing import MixtureEvaluator
@@ -98,7 +98,7 @@ def load_corpus_of(config: DataConfig, name: str) -> Corpus:
 def load_task(config: Config) -> Task:
     """Load the corpus of a config, tokenize, split and count it. Raises: DataError, or ConfigError for sizes."""
     corpus = load_corpus_of(config.data, config.choices.data)
-    tokenizer = TOKENIZERS[config.data.tokenizer].fit(corpus.text)
+    tokenizer = make_tokenizer(config.data.tokenizer, corpus.text)
     split = split_tokens(tokenizer.encode(corpus.text), config.model.window)
     pairs = PairCounts.from_split(split, tokenizer.vocab_size)
     parts = _load_parts(config.model, corpus, tokenizer) if isinstance(config.model, MixtureConfig) else ()

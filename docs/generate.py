@@ -30,7 +30,7 @@ from babyjax.config import (
 )
 from babyjax.evaluate import EvaluateConfig
 from babyjax.export import ExportConfig
-from babyjax.presets import PRESETS
+from babyjax.recipes import PRESETS
 from babyjax.sample import SampleConfig
 
 ROOT = Path(__file__).parents[1]

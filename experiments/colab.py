@@ -37,7 +37,7 @@ import tempfile
 installed = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
 kept = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib") if name in installed}
 if "babyjax" not in installed:
-    source = source or (".." if pathlib.Path("../babyjax/presets.py").is_file() else "")
+    source = source or (".." if pathlib.Path("../babyjax/recipes.py").is_file() else "")
     if not source:
         raise RuntimeError("set `source`, above, to the folder or the repository of babyjax")
     constraints = pathlib.Path(tempfile.mkdtemp()) / "constraints.txt"

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from babyjax import presets
+from babyjax import recipes
 from babyjax.config import BabyGPTConfig
 from babyjax.models.babygpt import BabyGPT
 from babyjax.trees import map_named
 
-LADDER = [name for name in presets.MODELS if name not in ("bigram", "ngram", "mixture")]
+LADDER = [name for name in recipes.MODELS if name not in ("bigram", "ngram", "mixture")]
 # These have no idea that another has not.
 TWINS = ("gpt2-", "babygpt-v12", "llama-tiny", "qwen-tiny", "gpt-tiny", "gpt-small")
 RUNGS = [name for name in LADDER if not name.startswith(TWINS)]
@@ -28,7 +28,7 @@ def mostly_slow(values: Iterable[Any], *quick: Any) -> list[Any]:
 
 def preset(name: str, **changes) -> BabyGPTConfig:
     """A rung in float32 with layers that compile as one, and with `changes`."""
-    return presets.preset(name).replace(**{"dtype": "float32", "unroll": 1} | changes)
+    return recipes.presets[name].replace(**{"dtype": "float32", "unroll": 1} | changes)
 
 
 def small(name: str, **changes) -> BabyGPTConfig:

@@ -420,7 +420,7 @@ def pairs():
         (lambda: TINY.replace(n_layer=1, n_head=0), ConfigError),
         (lambda: TINY.replace(n_layer=1, activation="silu"), ConfigError),
         (lambda: TINY.replace(initialization="xavier"), ConfigError),
-        (lambda: babyjax.preset("babygpt-v13"), ConfigError),
+        (lambda: babyjax.presets["babygpt-v99"], ConfigError),
         (lambda: babyjax.load_config(["train.accumulation=0"]), ConfigError),
         (lambda: babyjax.make_advance(optax.sgd, 4, 8, accumulation=0), ConfigError),
         (lambda: babyjax.make_advance(optax.sgd, 4, 8, accumulation=3), ConfigError),

@@ -11,7 +11,7 @@ import pytest
 
 from babyjax.evaluate import EvaluateConfig
 from babyjax.options import load_config, read_options
-from babyjax.presets import PRESETS, expand
+from babyjax.recipes import PRESETS, expand
 from babyjax.sample import SampleConfig
 from docs.generate import pages
 from experiments.seed_comparison.claims import CLAIMS, Verdict

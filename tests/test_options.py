@@ -21,7 +21,7 @@ from babyjax.options import (
     read_options,
     steps_are_bound,
 )
-from babyjax.presets import PRESETS
+from babyjax.recipes import PRESETS
 from babyjax.sample import SampleConfig
 
 

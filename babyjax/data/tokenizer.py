@@ -1,12 +1,14 @@
 """Tokenizers: text to int32 ids and back, vectorized over the whole corpus.
 
 A tokenizer is strict: a character outside its vocabulary raises TokenError. The `char` vocabulary is that of the whole
-corpus, validation split included; a prompt may still have an unknown character. `byte` encodes every text.
+corpus, validation split included; a prompt may still have an unknown character. `byte` encodes every text. A tokenizer
+of another program is read from its file by `data/subwords.py`.
 """
 
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,7 +17,9 @@ from numpy.typing import ArrayLike
 
 from babyjax.checks import check_tokens
 from babyjax.errors import TokenError
+from babyjax.files import read_text, user_path
 
+FILE, MAX_BYTES = "tokenizer.json", 1 << 28
 Ids = Int[np.ndarray, " L"]
 
 
@@ -39,13 +43,19 @@ class Tokenizer(Protocol):
     def to_json(self) -> str: ...
 
 
-def _checked(ids: ArrayLike, vocab_size: int) -> Ids:
+def checked_ids(ids: ArrayLike, vocab_size: int) -> Ids:
+    """Return ids as int64[L]. Raises: TokenError if one is outside the vocabulary."""
     ids = np.asarray(ids)
     if ids.ndim != 1:
         raise TokenError(f"the ids of a text must be one-dimensional, got shape {list(ids.shape)}")
     if ids.size:  # NumPy calls an empty list an array of floats
         check_tokens(ids, vocab_size)
     return ids.astype(np.int64)
+
+
+def visible(character: str) -> str:
+    """Return a character, or U+0020 by its code point if it cannot be seen."""
+    return character if character.isprintable() and not character.isspace() else f"U+{ord(character):04X}"
 
 
 def _code_points(text: str) -> np.ndarray:
@@ -83,7 +93,7 @@ class CharTokenizer:
     @property
     def words(self) -> list[str]:
         """A character is its own word; one that is not visible is written U+0020, by its code point."""
-        return [c if c.isprintable() and not c.isspace() else f"U+{ord(c):04X}" for c in self.characters]
+        return [visible(character) for character in self.characters]
 
     @cached_property
     def _id_of_point(self) -> np.ndarray:
@@ -107,7 +117,7 @@ class CharTokenizer:
 
     def decode(self, ids: ArrayLike) -> str:
         """Decode L integers to text. Raises: TokenError if one is outside the vocabulary."""
-        points = _code_points(self.characters)[_checked(ids, self.vocab_size)]
+        points = _code_points(self.characters)[checked_ids(ids, self.vocab_size)]
         return points.tobytes().decode("utf-32-le", "surrogatepass")
 
     def to_json(self) -> str:
@@ -148,7 +158,7 @@ class ByteTokenizer:
 
     def decode(self, ids: ArrayLike) -> str:
         """Decode L integers to text. Bytes that are not UTF-8 become U+FFFD: a sample may stop inside a character."""
-        return _checked(ids, self.vocab_size).astype(np.uint8).tobytes().decode("utf-8", "replace")
+        return checked_ids(ids, self.vocab_size).astype(np.uint8).tobytes().decode("utf-8", "replace")
 
     def to_json(self) -> str:
         return json.dumps({"type": self.name})
@@ -157,10 +167,37 @@ class ByteTokenizer:
 TOKENIZERS: dict[str, type[CharTokenizer] | type[ByteTokenizer]] = {"char": CharTokenizer, "byte": ByteTokenizer}
 
 
-def tokenizer_from_json(text: str) -> CharTokenizer | ByteTokenizer:
-    """Return the tokenizer that `to_json` wrote. Raises: TokenError if `text` is not one."""
+def tokenizer_from_json(text: str) -> Tokenizer:
+    """Return the tokenizer that `to_json` wrote, or of a `tokenizer.json`. Raises: TokenError if `text` is neither."""
     try:
         fields = json.loads(text)
+        if "model" in fields and "type" not in fields:
+            from babyjax.data.subwords import SubwordTokenizer  # reads a library
+
+            return SubwordTokenizer.read(text)
         return TOKENIZERS[fields.pop("type")](**fields)
+    except TokenError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TokenError(f"this is not a saved tokenizer ({type(error).__name__}: {str(error)[:60]})") from error
+
+
+def make_tokenizer(which: str, text: str) -> Tokenizer:
+    """Return the tokenizer of a text: `char`, `byte`, or that of a `tokenizer.json` or of the folder it is in.
+
+    Raises: TokenError if there is none, or its file cannot be used.
+    """
+    if which in TOKENIZERS:
+        return TOKENIZERS[which].fit(text)
+    path = user_path(which, TokenError)
+    return read_tokenizer(path / FILE if path.is_dir() else path)
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Read the tokenizer of a run or a `tokenizer.json`. Raises: TokenError if the file cannot be used."""
+    try:
+        return tokenizer_from_json(read_text(path, MAX_BYTES))
+    except OSError as error:
+        raise TokenError(f"cannot read the tokenizer {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise TokenError(f"{path} cannot be used: {error}") from None

@@ -14,7 +14,7 @@ from babyjax.config import BabyGPTConfig
 from babyjax.errors import ConfigError
 from babyjax.models.babygpt import BabyGPT
 from babyjax.models.base import LanguageModel
-from babyjax.presets import preset
+from babyjax.recipes import presets
 from babyjax.trees import map_named, named_arrays
 
 Arrays = dict[str, Array]
@@ -52,17 +52,21 @@ def grow(model: LanguageModel, to: str | BabyGPTConfig, key: Key[Array, ""] | No
       where ReLU is the identity, and the bias of the head takes that back.
     - A wider embedding is copies of the old one. Its readers read random parts that add up to the old reader.
 
-    Everything else is the random initialization of `key` (default: seed 0).
+    Everything else is the random initialization of `key` (default: seed 0). A network of the same config stays as it
+    is.
 
     Raises: ConfigError if there are no such parameters.
     """
     if not isinstance(model, BabyGPT):
         raise ConfigError(f"only networks of the ladder can grow, not a {type(model).__name__}")
-    config = preset(to) if isinstance(to, str) else to
+    config = presets[to] if isinstance(to, str) else to
     if not isinstance(config, BabyGPTConfig):
         raise ConfigError(f"model={to} is not a network of the ladder")
     make = partial(BabyGPT, config, model.vocab_size, jax.random.key(0) if key is None else key)
-    if obstacle := _obstacle(model, jax.eval_shape(make)):
+    shapes = jax.eval_shape(make)
+    if jax.tree.structure(shapes) == jax.tree.structure(model) and shapes.vocab_size == model.vocab_size:
+        return model
+    if obstacle := _obstacle(model, shapes):
         raise ConfigError(f"cannot grow this network: {obstacle}")
     large = make()
     new = named_arrays(large)

@@ -16,13 +16,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import yaml
 
 from babyjax.config import Config
 from babyjax.data.corpus import Corpus
 from babyjax.data.tokenizer import Tokenizer
-from babyjax.errors import CheckpointError, RunError
+from babyjax.errors import CheckpointError, ConfigError, RunError
 from babyjax.files import finite_json, open_appending, refuse_link, remove_temporary, replace_file
+from babyjax.models import config_of_model
+from babyjax.models.base import LanguageModel
 from babyjax.options import arguments_of, config_to_dict, differences
 from babyjax.runs.arrays import UNFINISHED, Arrays, digest_of, fill, host_copy, read_arrays, write_arrays
 from babyjax.runs.directory import (
@@ -182,13 +185,13 @@ class Run:
         if event.last or late or event.step % every.interval == 0:
             self.save(event)
 
-    def save(self, event: Event) -> None:
-        """Write the checkpoint of an event in the background, unless it is saved already.
+    def save(self, event: Event, *, first: bool = False) -> None:
+        """Write the checkpoint of an event in the background, unless it is saved already, or not `first` at step 0.
 
         All but the newest `checkpoint.keep` and the best are removed once it has been read back and found whole.
         Raises: DivergenceError if a number is NaN or infinite, CheckpointError if this or the last cannot be written.
         """
-        if event.step == self._saved:
+        if event.step == self._saved and not first:
             return
         self.wait()
         arrays = host_copy(event.state, event.step)  # copies, since the next step reuses the buffers
@@ -291,6 +294,30 @@ class Run:
             with suppress(OSError):  # a row that could not be written has been reported
                 self._metrics.close()
         self._worker.shutdown(wait=True)
+
+
+def save_run(model: LanguageModel, tokenizer: Tokenizer, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Save a model in memory as a run, which can be sampled, evaluated, exported and grown. Returns its folder.
+
+    The run is at step 0 and has no corpus. Its config.yaml has the options of the model and its closest preset.
+
+    Raises: ConfigError if the model is not a network, bigram or n-gram or has no room for the tokenizer's tokens,
+    RunError if the folder cannot be used or holds another run, DivergenceError if a number is NaN or infinite.
+    """
+    if model.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"a model of {model.vocab_size} tokens has no room for the {tokenizer.vocab_size} of the tokenizer"
+        )
+    folder = run_folder(path)
+    config = config_of_model(model, tokenizer.vocab_size)
+    config = config.replace(
+        data=config.data.replace(tokenizer=str(folder / "tokenizer.json")), run_dir=str(folder), overwrite=overwrite
+    )
+    with Run.open(config, Corpus("", ""), tokenizer) as run:
+        run.begin()
+        run.save(Event(0, State(np.int32(0), model, ()), np.empty(0), 0.0), first=True)
+        run.wait()
+    return folder
 
 
 def _remove_tree(path: Path) -> None:

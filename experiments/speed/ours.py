@@ -86,7 +86,7 @@ class Uncached(LanguageModel):
 
 def sampling(model: str, changes: dict[str, Any], vocab_size: int, batch: int, length: int, cached: bool = True):
     """Sample `length` tokens from a prompt of one."""
-    config = babyjax.preset(model).replace(**changes)
+    config = babyjax.presets[model].replace(**changes)
     key = jax.random.key(0)
     network = jax.jit(partial(babyjax.make_model, config, vocab_size))(key)
     network = network if cached else Uncached(network)

@@ -77,7 +77,7 @@ def test_attention_weights_can_be_seen_and_changed():
 
 @given(st.integers(0, 99), st.integers(0, 100))
 def test_products_of_rotated_queries_and_keys_depend_on_distances_alone(seed, start):
-    q, k = np.random.default_rng(seed).normal(size=(2, 1, 4, 2, 6)).astype(np.float32)
+    q, k = jnp.asarray(np.random.default_rng(seed).normal(size=(2, 1, 4, 2, 6)), jnp.float32)
     here, there = (
         jnp.einsum("bthk,bshk->bhts", *(ops.rotate(x, first + jnp.arange(4), 1e3) for x in (q, k)))
         for first in (0, start)

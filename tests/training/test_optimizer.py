@@ -10,7 +10,7 @@ from ladder import filled, mostly_slow, small
 from babyjax import Hyper, init_state, make_advance
 from babyjax.models import make_model
 from babyjax.options import load_config
-from babyjax.presets import OPTIMIZERS
+from babyjax.recipes import OPTIMIZERS
 from babyjax.training.optimizer import kernels, make_optimizer, schedule_shape
 from babyjax.trees import named_arrays
 

@@ -4,6 +4,7 @@ A preset names what it starts from, the class of its options or another preset, 
 sets may belong to other groups; options on the command line have the last word.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from babyjax.config import (
@@ -222,9 +223,23 @@ def expand(group: str, name: str) -> tuple[type[Options], dict[str, Any]]:
     return kind, below | values
 
 
-def preset(name: str) -> Any:
-    """The model config of a preset. Raises: ConfigError if there is none."""
-    if name not in MODELS:
-        raise unknown("model", name, list(MODELS))
-    kind, values = expand("model", name)
-    return kind(**{key.removeprefix("model."): value for key, value in values.items() if key.startswith("model.")})
+class Presets(Mapping[str, Any]):
+    """The model config of every preset: `presets["gpt2"]`. Raises: ConfigError, with a suggestion, if there is none."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in MODELS:
+            raise unknown("model", name, list(MODELS))
+        kind, values = expand("model", name)
+        return kind(**{key.removeprefix("model."): value for key, value in values.items() if key.startswith("model.")})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(MODELS)
+
+    def __len__(self) -> int:
+        return len(MODELS)
+
+    def __contains__(self, name: object) -> bool:
+        return name in MODELS
+
+
+presets = Presets()

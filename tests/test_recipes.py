@@ -5,7 +5,7 @@ import pytest
 from babyjax.config import BabyGPTConfig, BigramConfig, LionConfig, MixtureConfig, NGramConfig, Options
 from babyjax.errors import ConfigError
 from babyjax.options import load_config, options_of, presets_of
-from babyjax.presets import PRESETS, expand, preset
+from babyjax.recipes import PRESETS, expand, presets
 
 # What each of v2 to v10 adds to the rung below, and v11 and v12 to v10.
 ADDED = {
@@ -33,7 +33,7 @@ def test_a_rung_adds_its_idea_to_the_rung_below():
             expected = expected.replace(train=expected.train.replace(batch_size=64), optimizer=optimizer)
         found = load_config([f"model={name}"])
         assert found.replace(choices=expected.choices, run_dir=expected.run_dir) == expected
-        assert preset(name) == expected.model
+        assert presets[name] == expected.model
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in PRESETS for name in PRESETS[group]])
@@ -65,7 +65,7 @@ def test_a_preset_brings_its_recipe_and_the_command_line_has_the_last_word():
     assert isinstance(other.optimizer, LionConfig)
     assert (other.optimizer.learning_rate, other.optimizer.schedule) == (1e-3, "constant")
     assert (other.train.batch_size, other.model.n_head, other.model.n_embd) == (3, 2, 128)
-    gpt2 = preset("gpt2-xl")
+    gpt2 = presets["gpt2-xl"]
     assert (gpt2.n_embd, gpt2.n_layer, gpt2.n_head, gpt2.block_size, gpt2.vocab_size) == (1600, 48, 25, 1024, 50257)
 
 
@@ -80,7 +80,7 @@ def test_a_preset_brings_its_recipe_and_the_command_line_has_the_last_word():
 )
 def test_the_trainer_of_a_model(model, trainer, config):
     assert load_config([f"model={model}"]).choices.trainer == trainer
-    assert preset(model) == config
+    assert presets[model] == config
 
 
 def test_training_on_counts_is_evaluated_after_every_step():
@@ -91,4 +91,4 @@ def test_training_on_counts_is_evaluated_after_every_step():
 
 def test_an_unknown_preset_is_refused():
     with pytest.raises(ConfigError, match="unknown model 'babygpt-v10'; did you mean babygpt-v10-dropout"):
-        preset("babygpt-v10")
+        presets["babygpt-v10"]

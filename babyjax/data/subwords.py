@@ -1,0 +1,146 @@
+"""Tokenizers of other programs: any `tokenizer.json` of the Hugging Face `tokenizers` library, and ours as one."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Int
+from numpy.typing import ArrayLike
+
+from babyjax.data.tokenizer import ByteTokenizer, CharTokenizer, Ids, Tokenizer, checked_ids, visible
+from babyjax.errors import BabyjaxError, TokenError
+from babyjax.text import shown
+
+
+@dataclass(frozen=True)
+class SubwordTokenizer:
+    """The tokenizer of a `tokenizer.json`, such as a byte-pair encoding. `content` is the text of that file."""
+
+    name: ClassVar[str] = "subword"
+    content: str
+
+    @classmethod
+    def read(cls, content: str) -> "SubwordTokenizer":
+        """Return the tokenizer of a file's text. Raises: TokenError if the library does not accept it."""
+        tokenizer = cls(content)
+        if not tokenizer._tokenizer.get_vocab_size():
+            raise TokenError("the tokenizer has no token")
+        return tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        try:
+            from tokenizers import Tokenizer as Library
+        except ImportError:
+            raise BabyjaxError("this tokenizer needs the extra hf: pip install 'babyjax[hf]'") from None
+        try:
+            return Library.from_str(self.content)
+        except Exception as error:  # the library raises no other kind
+            raise TokenError(f"the tokenizers library does not accept this tokenizer: {shown(str(error))}") from None
+
+    @cached_property
+    def _texts(self) -> list[str | None]:
+        """The text of every id as the file has it, None for an id that is not used."""
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        texts: list[str | None] = [None] * (max(ids.values()) + 1)
+        for text, index in ids.items():
+            texts[index] = text
+        return texts
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._texts)
+
+    @cached_property
+    def byte_lengths(self) -> Int[np.ndarray, " V"]:
+        literal = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        decoder = json.dumps(json.loads(self.content).get("decoder"))
+
+        def length(text: str | None) -> int:
+            if text is None:
+                return 0
+            if text not in literal and '"ByteLevel"' in decoder:
+                return len(text)  # one letter for each byte
+            if text not in literal and '"ByteFallback"' in decoder and len(text) == 6 and text.startswith("<0x"):
+                return 1
+            if text not in literal and "\\u2581" in decoder:
+                text = text.replace("\u2581", " ")
+            return len(text.encode("utf-8", "surrogatepass"))
+
+        return np.array([length(text) for text in self._texts])
+
+    @property
+    def words(self) -> list[str]:
+        """The text of a token with its number, since two tokens may look the same."""
+        return [
+            f"{index}:{'' if text is None else ''.join(map(visible, text))}" for index, text in enumerate(self._texts)
+        ]
+
+    def encode(self, text: str) -> Ids:
+        """Encode `text` without adding special tokens.
+
+        Raises: TokenError if the tokenizer drops or changes a part of it.
+        """
+        try:
+            ids = np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        except BabyjaxError:
+            raise
+        except Exception as error:
+            raise TokenError(f"the tokenizer cannot encode this text: {shown(str(error))}") from None
+        if (back := self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)) != text:
+            place = next(
+                (i for i, (ours, theirs) in enumerate(zip(text, back, strict=False)) if ours != theirs), len(back)
+            )
+            raise TokenError(f"the tokenizer changes this text at character {place:,}: {text[place : place + 1]!r}")
+        return ids
+
+    def decode(self, ids: ArrayLike) -> str:
+        """Decode L integers to text. Raises: TokenError if one is outside the vocabulary."""
+        return self._tokenizer.decode(checked_ids(ids, self.vocab_size).tolist(), skip_special_tokens=False)
+
+    def to_json(self) -> str:
+        return self.content
+
+
+def _byte_letters() -> list[str]:
+    """Return the letter that byte-level tokenizers write for each byte (Radford et al. 2019): itself if visible."""
+    kept = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in kept else next(others)) for byte in range(256)]
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> str:
+    """Return the `tokenizer.json` of a tokenizer for the `tokenizers` library.
+
+    Characters become a WordLevel model without an unknown token, so that an unknown character raises as ours does.
+    Bytes become a byte-pair encoding without merges.
+    """
+    if isinstance(tokenizer, CharTokenizer):
+        model = {
+            "type": "WordLevel",
+            "vocab": {character: index for index, character in enumerate(tokenizer.characters)},
+            "unk_token": "",
+        }
+        split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+        content = _content(model, split, {"type": "Fuse"})
+    elif isinstance(tokenizer, ByteTokenizer):
+        letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+        model = {"type": "BPE", "vocab": {letter: byte for byte, letter in enumerate(_byte_letters())}, "merges": []}
+        content = _content(model, letters, letters)
+    else:
+        return tokenizer.to_json()
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def _content(model: dict[str, Any], pre_tokenizer: dict[str, Any], decoder: dict[str, Any]) -> dict[str, Any]:
+    unused = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor"))
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        **unused,
+        "pre_tokenizer": pre_tokenizer,
+        "decoder": decoder,
+        "model": model,
+    }

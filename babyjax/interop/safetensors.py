@@ -1,0 +1,112 @@
+"""The safetensors format: named arrays in a file, and nothing that could run.
+
+A file is the length of its header as 8 little-endian bytes, the header, which is JSON, and the bytes of the arrays.
+Reading is the work of the `safetensors` package, which trusts no number in the header; writing here copies nothing.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from babyjax.errors import BabyjaxError, DataError
+from babyjax.files import TEMPORARY, read_text
+from babyjax.text import shown
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+MAX_INDEX = 1 << 26
+TYPES = {"float32": "F32", "int32": "I32"}
+
+
+def write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays to a file, one after the other. Raises: OSError; an old file stays."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, array in arrays.items():
+        header[name] = {
+            "dtype": TYPES[array.dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": [start, start + array.nbytes],
+        }
+        start += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for array in arrays.values():
+                np.ascontiguousarray(array).tofile(file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Tensors:
+    """The arrays of a folder of safetensors files, read when they are asked for. Close it by `with`."""
+
+    def __init__(self, folder: Path):
+        """Raises: DataError, in one sentence, if a file is missing, damaged, or elsewhere."""
+        try:
+            from safetensors import SafetensorError, safe_open
+        except ImportError:
+            raise BabyjaxError("safetensors files need the extra hf: pip install 'babyjax[hf]'") from None
+        self._open, self._of = ExitStack(), {}
+        for path in _files_of(folder):
+            try:
+                file = self._open.enter_context(safe_open(path, framework="np"))
+                names = file.keys()
+            except (SafetensorError, OSError) as error:
+                raise DataError(f"{path} is not a safetensors file: {shown(str(error))}") from None
+            for name in names:
+                if name in self._of:
+                    raise DataError(f"{folder} has the array {shown(name)} twice")
+                self._of[name] = file
+
+    def __enter__(self) -> "Tensors":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of an array without reading it."""
+        return tuple(self._of[name].get_slice(name).get_shape())
+
+    def read(self, name: str) -> np.ndarray:
+        """Read an array as float32. Raises: DataError if it holds other than floats."""
+        array = self._of[name].get_tensor(name)
+        if array.dtype.name not in ("float32", "float16", "bfloat16", "float64"):
+            raise DataError(f"the array {shown(name)} has the type {array.dtype}; expected floating-point numbers")
+        return array.astype(np.float32, copy=False)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """Return the files that hold the arrays of a model: the only one, or those that the index names."""
+    index = folder / INDEX
+    if not index.exists():
+        if (folder / SINGLE).exists():
+            return [folder / SINGLE]
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        hint = f"; {pickled[0]} is a pickle, which can run code, so convert it first" if pickled else ""
+        raise DataError(f"{folder} has no {SINGLE}{hint}")
+    try:
+        names = sorted(set(json.loads(read_text(index, MAX_INDEX))["weight_map"].values()))
+        for name in names:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise DataError(f"{index} names the file {shown(name)}, which is not a safetensors file beside it")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{index} is not an index of safetensors files ({type(error).__name__})") from None
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise DataError(f"{folder} lacks {missing[0]}, which its index names")
+    return [folder / name for name in names]
