@@ -14,6 +14,7 @@ from babyjax.errors import ConfigError
 from babyjax.text import shown
 
 Some = TypeVar("Some", bound="Options")
+MAX_NAMES = 250  # characters of the names that an error lists
 
 
 def option(default: Any, description: str, *, free: bool = False, **limits: Any) -> Any:
@@ -61,7 +62,10 @@ def unknown(what: str, given: str, known: list[str]) -> ConfigError:
     same_name = [key for key in known if key.rpartition(".")[2] == given.rpartition(".")[2]]
     close = same_name or difflib.get_close_matches(given, [key for key in known if key.startswith(given)] or known, n=1)
     siblings = [key for key in known if "." not in key or key.partition(".")[0] == given.partition(".")[0]]
-    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(siblings)}"
+    names = ", ".join(siblings)
+    if len(names) > MAX_NAMES:
+        names = f"{names[: names.rindex(', ', 0, MAX_NAMES)]} and others (babyjax train --help lists all)"
+    hint = f"did you mean {close[0]}?" if close else f"choose from {names}"
     return ConfigError(f"unknown {what} {given!r}; {hint}")
 
 
@@ -246,7 +250,7 @@ class BabyGPTConfig(WindowedConfig):
 class DataConfig(Options):
     group: ClassVar[str] = "data"
     path: str | None = option(None, "path to a UTF-8 text file", free=True)
-    tokenizer: Literal["char", "byte"] | str = option("char", "what a token is, or path to a tokenizer.json")
+    tokenizer: Literal["char", "byte"] | str = option("char", "what a token is, or the path of a tokenizer.json")
 
 
 class SyntheticConfig(DataConfig):

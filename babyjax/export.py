@@ -17,7 +17,7 @@ from babyjax.options import arguments_of, read_options
 class ExportConfig(Options):
     run_dir: str | None = option(None, "run to export")
     step: str = option("newest", "checkpoint: newest, best (by validation loss) or a step")
-    format: Literal["hf", "arpa"] = option("hf", "hf: a network for transformers; arpa: an n-gram for KenLM")
+    format: Literal["hf", "arpa"] | None = option(None, "files for transformers or for KenLM (empty: by model)")
     out: str | None = option(None, "folder or file to write (empty: hf or model.arpa in the run)")
 
 
@@ -34,15 +34,16 @@ def help_text(argv: list[str]) -> str:
     )
 
 
-def export(run_dir: str, step: str = "newest", format: str = "hf", out: str | None = None) -> Path:
-    """Write the model of a run for other programs and return the path.
+def export(run_dir: str, step: str = "newest", format: str | None = None, out: str | None = None) -> Path:
+    """Write the model of a run for other programs and return the path. `format` is "hf" or "arpa", None by model.
 
     Raises: ConfigError if the format has no such model, RunError if the run cannot be read, BabyjaxError if the files
     cannot be written.
     """
     run = babyjax.load_run(run_dir, step)
-    path = user_path(out, BabyjaxError) if out else run.folder / {"hf": "hf", "arpa": "model.arpa"}[format]
     model = run.model
+    format = format or ("arpa" if isinstance(model, babyjax.NGram) else "hf")
+    path = user_path(out, BabyjaxError) if out else run.folder / {"hf": "hf", "arpa": "model.arpa"}[format]
     try:
         if format == "arpa":
             if not isinstance(model, babyjax.NGram):
@@ -60,7 +61,8 @@ def export(run_dir: str, step: str = "newest", format: str = "hf", out: str | No
 def model_card(run: "babyjax.LoadedRun") -> str:
     """Return the README.md of an exported run: its config, corpus and losses, counting beside them."""
     parameters = sum(leaf.size for leaf in babyjax.named_arrays(run.model).values())
-    options = yaml.safe_dump(arguments_of(run.config), sort_keys=False, allow_unicode=True)
+    options = {key: value for key, value in arguments_of(run.config).items() if not key.startswith("data.")}
+    shown = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)  # without the paths of this machine
     lines = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [babyjax]\n---",
         f"# {run.folder.name}",
@@ -72,7 +74,7 @@ def model_card(run: "babyjax.LoadedRun") -> str:
         'model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")\n'
         'prompt = tokenizer("The ", return_tensors="pt", return_token_type_ids=False)\n'
         "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100, do_sample=True)[0]))\n```",
-        f"## Options\n\n```yaml\n{options}```",
+        f"## Options\n\n```yaml\n{shown}```",
     ]
     if run.manifest.corpus.characters:
         lines += _corpus_and_losses(run)

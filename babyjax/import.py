@@ -24,8 +24,8 @@ def help_text(argv: list[str]) -> str:
         f"{describe(ImportConfig())}\n\n"
         "examples\n"
         "  babyjax import path=SmolLM2-135M run_dir=checkpoints/smollm2\n"
-        "  babyjax train config=checkpoints/smollm2/config.yaml train.grow_from=checkpoints/smollm2 \\\n"
-        "      data.path=my.txt run_dir=checkpoints/tuned"
+        "  babyjax train config=checkpoints/smollm2/config.yaml train.grow_from=checkpoints/smollm2"
+        " data.path=my.txt run_dir=tuned"
     )
 
 

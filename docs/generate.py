@@ -4,6 +4,7 @@ That is docs/options.md and the recorded tables in docs/performance.md. `tests/t
 this writes.
 """
 
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,7 @@ def options_page() -> str:
         ("evaluate", EvaluateConfig),
         ("sample", SampleConfig),
         ("export", ExportConfig),
+        ("import", importlib.import_module("babyjax.import").ImportConfig),
     ):
         lines += [f"## babyjax {title}", "", *options_table(options), ""]
     return "\n".join(lines).rstrip() + "\n"

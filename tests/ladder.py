@@ -14,7 +14,7 @@ from babyjax.models.babygpt import BabyGPT
 from babyjax.trees import map_named
 
 LADDER = [name for name in recipes.MODELS if name not in ("bigram", "ngram", "mixture")]
-# These have no idea that another has not.
+# These have no idea that another does not have.
 TWINS = ("gpt2-", "babygpt-v12", "llama-tiny", "qwen-tiny", "gpt-tiny", "gpt-small")
 RUNGS = [name for name in LADDER if not name.startswith(TWINS)]
 # Between them these have every idea.

@@ -53,7 +53,7 @@ USAGE_ERRORS = [
     ("train optimizer.learning_rate=fast", "optimizer.learning_rate=fast is not a number"),
     ("train model.head_bias=perhaps", "model.head_bias=perhaps is not true or false"),
     ("train overwrite=1", "overwrite=1 is not true or false"),
-    ("train data.tokenizer=bpe", "unknown value of data.tokenizer: 'bpe'"),
+    ("train data.tokenizer=bpe", "data.tokenizer=bpe is neither char nor byte nor the path of a tokenizer.json"),
     ("train model=bigram model.counting=all", "unknown value of model.counting: 'all'"),
     # ranges
     *[(f"train train.steps={value}", f"train.steps={value} is out of range") for value in ("0", "-1", HUGE)],
@@ -418,7 +418,7 @@ def pairs():
         (lambda: babyjax.BabyGPT(TINY, 0, jax.random.key(0)), ConfigError),
         (lambda: babyjax.BabyGPT(TINY.replace(vocab_size=4), 5, jax.random.key(0)), ConfigError),
         (lambda: TINY.replace(n_layer=1, n_head=0), ConfigError),
-        (lambda: TINY.replace(n_layer=1, activation="silu"), ConfigError),
+        (lambda: TINY.replace(n_layer=1, activation="tanh"), ConfigError),
         (lambda: TINY.replace(initialization="xavier"), ConfigError),
         (lambda: babyjax.presets["babygpt-v99"], ConfigError),
         (lambda: babyjax.load_config(["train.accumulation=0"]), ConfigError),

@@ -103,7 +103,7 @@ def test_every_option_of_a_command_is_described():
     assert "  prompt=\\n           text to continue" in lines
     assert any(line.startswith("  top_p= ") and line.endswith(", (0, 1]") for line in lines)
     assert "data.tokenizer=char  " in describe(Config())
-    assert "what a token is, char or byte" in describe(Config())
+    assert "what a token is, or the path of a tokenizer.json, char or byte" in describe(Config())
 
 
 @pytest.mark.parametrize(

@@ -423,7 +423,10 @@ def test_ctrl_c_ends_a_long_sample_at_once(tmp_path, here):
         time.sleep(4)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=5) == ("", "")
+        try:
+            assert process.communicate(timeout=20) == ("", "")
+        finally:
+            process.kill()
     assert process.returncode == -signal.SIGINT
 
 

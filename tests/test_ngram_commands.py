@@ -120,7 +120,7 @@ def test_the_loss_of_every_token_can_be_saved(call, runs, tmp_path):
 
 
 def test_a_model_goes_out_and_comes_back(call, runs, tmp_path):
-    status, out, _ = call("export", f"run_dir={runs('three')}", f"to={tmp_path / 'x.arpa'}")
+    status, out, _ = call("export", f"run_dir={runs('three')}", f"out={tmp_path / 'x.arpa'}")
     assert (status, out) == (0, f"written to {tmp_path / 'x.arpa'}\n")
     text = f"data.path={runs('three').parent / 'text.txt'}"
     status, out, err = call("train", "model=ngram", f"model.arpa={tmp_path / 'x.arpa'}", text, "run_dir=back")
@@ -148,8 +148,9 @@ def test_a_model_goes_out_and_comes_back(call, runs, tmp_path):
         ("train model=ngram train.grow_from={three}", 2, "train.grow_from= is for trainer=sgd"),
         ("evaluate run_dir={three} stride=2", 2, "stride= is for models with a block; ngram uses all"),
         ("evaluate run_dir={three} adaptive=true split=train", 2, "adaptive=true is about the validation split"),
-        ("export run_dir={bigram}", 2, "format=arpa is for model=ngram"),
-        ("export run_dir={three} to=none/x", 1, "cannot write"),
+        ("export run_dir={bigram}", 2, "format=hf is for networks"),
+        ("export run_dir={bigram} format=arpa", 2, "format=arpa is for model=ngram"),
+        ("export run_dir={three} out=none/x", 1, "cannot write"),
         ("export", 2, "run_dir=DIR is missing"),
         ("export run_dir={three} format=onnx", 2, "unknown value of format: 'onnx'"),
     ],

@@ -53,8 +53,12 @@ class SubwordTokenizer:
     def vocab_size(self) -> int:
         return len(self._texts)
 
-    @cached_property
+    @property
     def byte_lengths(self) -> Int[np.ndarray, " V"]:
+        return self._byte_lengths
+
+    @cached_property
+    def _byte_lengths(self) -> Int[np.ndarray, " V"]:
         literal = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
         decoder = json.dumps(json.loads(self.content).get("decoder"))
 

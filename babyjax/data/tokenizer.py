@@ -16,8 +16,9 @@ from jaxtyping import Int
 from numpy.typing import ArrayLike
 
 from babyjax.checks import check_tokens
-from babyjax.errors import TokenError
+from babyjax.errors import ConfigError, TokenError
 from babyjax.files import read_text, user_path
+from babyjax.text import shown
 
 FILE, MAX_BYTES = "tokenizer.json", 1 << 28
 Ids = Int[np.ndarray, " L"]
@@ -185,12 +186,15 @@ def tokenizer_from_json(text: str) -> Tokenizer:
 def make_tokenizer(which: str, text: str) -> Tokenizer:
     """Return the tokenizer of a text: `char`, `byte`, or that of a `tokenizer.json` or of the folder it is in.
 
-    Raises: TokenError if there is none, or its file cannot be used.
+    Raises: ConfigError if there is no such file, TokenError if it cannot be used.
     """
     if which in TOKENIZERS:
         return TOKENIZERS[which].fit(text)
-    path = user_path(which, TokenError)
-    return read_tokenizer(path / FILE if path.is_dir() else path)
+    path = user_path(which, ConfigError)
+    path = path / FILE if path.is_dir() else path
+    if not path.exists():
+        raise ConfigError(f"data.tokenizer={shown(which)} is neither char nor byte nor the path of a tokenizer.json")
+    return read_tokenizer(path)
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

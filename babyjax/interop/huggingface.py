@@ -279,6 +279,7 @@ def _read_config(folder: Path, block_size: int | None) -> BabyGPTConfig:
     sliding = bool(content.get("use_sliding_window")) or set(layers) - {"full_attention"}
     refuse(bool(sliding), "attention in a sliding window")
     width, heads = size("hidden_size"), size("num_attention_heads")
+    kv_heads = size("num_key_value_heads", heads)
     head_size = size("head_dim", 128 if family == "qwen3" else max(1, width // heads))
     attention_bias = bool(content.get("attention_bias")) if family != "qwen2" else False
     refuse(family == "qwen3" and attention_bias, "attention with biases and norms of queries and keys")
@@ -288,7 +289,7 @@ def _read_config(folder: Path, block_size: int | None) -> BabyGPTConfig:
         block_size=block_size or min(size("max_position_embeddings"), DEFAULT_BLOCK),
         n_layer=size("num_hidden_layers"),
         n_head=heads,
-        n_kv_head=size("num_key_value_heads", heads),
+        n_kv_head=None if kv_heads == heads else kv_heads,
         head_size=None if head_size * heads == width else head_size,
         qk_norm=family == "qwen3",
         feed_forward=size("intermediate_size") / width,
@@ -308,7 +309,7 @@ def _biased(content: dict[str, Any]) -> set[str]:
     family, attention = content["model_type"], bool(content.get("attention_bias"))
     if family == "gpt2":
         return {name for name in GPT2_NAMES if name.startswith("blocks/")} | set(FUSED)
-    biased = set(FUSED) if attention or family == "qwen2" else set()
+    biased: set[str] = set(FUSED) if attention or family == "qwen2" else set()
     if attention and family != "qwen2":
         biased.add("blocks/attention/projection")
     if family == "llama" and content.get("mlp_bias"):

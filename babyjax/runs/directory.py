@@ -111,7 +111,9 @@ class LoadedRun(NamedTuple):
     def corpus(self) -> Corpus:
         """Read the text it was trained on. Raises: RunError if it was changed, or the model was not trained here."""
         if not self.manifest.corpus.characters:
-            raise RunError(f"{self.folder} has no corpus, since its model was not trained here; give a text")
+            raise RunError(
+                f"{self.folder} has no corpus, since its model was not trained here; text=FILE evaluates on yours"
+            )
         return Corpus(self.manifest.corpus.name, read_own(self.folder, self.manifest, "corpus.txt"))
 
 

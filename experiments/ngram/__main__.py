@@ -3,9 +3,9 @@
     python -m experiments.ngram tinyshakespeare.txt
     python -m experiments.ngram --report
 
-N-grams of every order, with the published and with fitted discounts; PPMd as the bar of adaptive models; gpt-tiny with
-three seeds, alone, as an ensemble and mixed with n-grams; and what the 7-gram costs in time and memory. Losses are over
-the whole validation split. Needs pyppmd, of the `bench` extra.
+N-grams of every order, with the published and with fitted discounts; PPMd as the bar of adaptive models; gpt-tiny-2019
+with three seeds, alone, as an ensemble and mixed with n-grams; and what the 7-gram costs in time and memory. Losses are
+over the whole validation split. Needs pyppmd, of the `bench` extra.
 """
 
 import json
@@ -43,7 +43,7 @@ class Text:
     """One text, its split, and the losses of n-grams on its validation split."""
 
     def __init__(self, path: str):
-        self.path, self.config = path, babyjax.load_config(["model=gpt-tiny", f"data.path={path}"])
+        self.path, self.config = path, babyjax.load_config(["model=gpt-tiny-2019", f"data.path={path}"])
         self.task = babyjax.load_task(self.config)
         self.split, self.vocab_size = self.task.split, self.task.tokenizer.vocab_size
 
@@ -56,7 +56,7 @@ class Text:
         return nats_at(evidence, self.vocab_size), matched_at(evidence)
 
     def trained(self, seed: int, steps: int) -> np.ndarray:
-        """Train gpt-tiny and return its losses token by token."""
+        """Train gpt-tiny-2019 and return its losses token by token."""
         train = self.config.train.replace(steps=steps, seed=seed)
         trainer = babyjax.make_trainer(self.config.replace(train=train), self.task)
         *_, last = trainer.run(trainer.init())

@@ -39,14 +39,14 @@ def text(results: dict[str, Any]) -> str:
         f"`model.order=auto` chooses {results['chosen_order']} by the last tenth of the training split.",
         f"PPMd, variant I, adaptive: {ppmd}, as the compressed size of the whole text minus that of its first 90 %.",
         "",
-        "## Mixed with gpt-tiny",
+        "## Mixed with gpt-tiny-2019",
         "",
-        f"gpt-tiny, {results['steps']:,} steps, {len(results['networks'])} seeds: {over_seeds(results['networks'])}, "
-        f"static. Their ensemble, a mixture with global weights: {ensemble['static'][0]:.4f}.",
+        f"{results['steps']:,} steps, {len(results['networks'])} seeds: {over_seeds(results['networks'])}, static. "
+        f"Their ensemble, a mixture with global weights: {ensemble['static'][0]:.4f}.",
         "A mixture's weights are fitted on one half of the validation split and judged on the other, both ways, one "
         "weight per part for each number of tokens that the n-gram has matched. Mean and range of the seeds.",
         "",
-        "| n-gram | alone | with gpt-tiny | with global weights | with the ensemble |",
+        "| n-gram | alone | with gpt-tiny-2019 | with global weights | with the ensemble |",
         "|:---|---:|---:|---:|---:|",
     ]
     for row in results["mixtures"][1:]:
@@ -93,7 +93,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         ("adaptive_fitted", "s--", "adaptive, fitted discounts"),
     ):
         axes.plot(orders, [row[key] for row in rows], style, label=label)
-    axes.axhline(mean(results["networks"]), color="grey", lw=1, ls=":", label="gpt-tiny, static")
+    axes.axhline(mean(results["networks"]), color="grey", lw=1, ls=":", label="gpt-tiny-2019, static")
     axes.axhline(min(results["ppmd"].values()), color="black", lw=1, ls=":", label="PPMd, adaptive")
     axes.set(
         xlabel="order: tokens of the longest n-grams",

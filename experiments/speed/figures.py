@@ -76,10 +76,10 @@ class Plan(NamedTuple):
         )
 
     def gpt(self) -> Iterator[Figure]:
-        """gpt-tiny in float32 on the first text; on a GPU v12 and gpt2 in bfloat16 on the last."""
+        """Recipes for a laptop in float32 on the first text; on a GPU v12 and gpt2 in bfloat16 on the last."""
         text = self.texts[-1 if self.gpu else 0]
         tiny = [f"model.{key}={value}" for key, value in TINY.items()] if self.quick else []
-        recipes = [["model=gpt-tiny"]]
+        recipes = [["model=gpt-tiny-2019"], ["model=llama-tiny"], ["model=gpt-tiny"]]
         if self.gpu:
             recipes = [["model=babygpt-v12", "model.dtype=bfloat16"], ["model=gpt2", "train.batch_size=32"]]
         steps = 2 if self.quick else 10
@@ -98,7 +98,7 @@ class Plan(NamedTuple):
 
     def sampling(self) -> Iterator[Figure]:
         """With a cache beside PyTorch with one, and beside ourselves without."""
-        sizes = [("gpt-tiny", 65, 1, 63, True), ("gpt-tiny", 65, 16, 63, True)]
+        sizes = [(name, 65, batch, 63, True) for name in ("gpt-tiny-2019", "llama-tiny") for batch in (1, 16)]
         sizes += [("babygpt-v12", 6104, 1, 128, True), ("babygpt-v12", 6104, 16, 128, True)]
         sizes += [("babygpt-v12", 65, 1, 256, False)]
         if self.quick:
@@ -114,7 +114,7 @@ class Plan(NamedTuple):
                 "sampling",
                 f"sampling from {model}, V = {vocab_size:,}, batch {batch}, length {length}",
                 [Side(OURS, "sampling", arguments), other],
-                self.rounds(9 if model == "gpt-tiny" else 5),
+                self.rounds(9 if vocab_size == 65 and length == 63 else 5),
                 "ms/token",
                 length,
             )
@@ -170,7 +170,9 @@ class Plan(NamedTuple):
         """Whole runs by their recipes, once."""
         path = f"data.path={self.texts[0].path}"
         steps = ["train.steps=10"] if self.quick else []
-        whole = [(["model=babygpt", *steps], 8)] + ([] if self.quick else [(["model=gpt-tiny"], 32)])
+        whole = [(["model=babygpt", *steps], 8)] + (
+            [] if self.quick else [(["model=gpt-tiny"], 32), (["model=gpt-small"], 32)]
+        )
         for options, stride in whole:
             arguments = {"options": [*options, path], "stride": stride}
             title = f"whole run, {options[0]}, {self.texts[0].title}"

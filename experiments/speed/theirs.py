@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from babyjax import CharTokenizer, load_config, preset, read_corpus, split_tokens
-from babyjax.config import AdamWConfig, BabyGPTConfig
+from babyjax import CharTokenizer, load_config, presets, read_corpus, split_tokens
+from babyjax.config import BabyGPTConfig
 from experiments.peers import torch_gpt
 from experiments.peers.torch_v1 import TorchV1
 from experiments.speed.workers import Details, Prepare, serve
@@ -47,17 +47,16 @@ def training_gpt(options: list[str], steps: int):
     """`steps` training steps by nanoGPT's loop, in the dtype of the config."""
     config = load_config(options)
     assert isinstance(config.model, BabyGPTConfig)
-    assert isinstance(config.optimizer, AdamWConfig)
     ids, vocab_size = encode(config.data.path)
     network = torch_gpt.TorchGPT(config.model, config.model.vocab_size or vocab_size).to(DEVICE)
-    adamw = torch_gpt.adamw(network, config.optimizer)
+    rules = torch_gpt.optimizers(network, config.optimizer)
     data = torch.tensor(split_tokens(ids).train, dtype=torch.long, device=DEVICE)
     compiled = torch.compile(network) if DEVICE == "cuda" else network
     half = config.model.dtype == "bfloat16"
 
     def run() -> Details:
         with torch.autocast(DEVICE, torch.bfloat16, enabled=half):
-            torch_gpt.train(compiled, adamw, config, data, steps)
+            torch_gpt.train(compiled, rules, config, data, steps)
         return finish()
 
     return run
@@ -65,7 +64,7 @@ def training_gpt(options: list[str], steps: int):
 
 def sampling(model: str, changes: dict[str, Any], vocab_size: int, batch: int, length: int):
     """Sample `length` tokens with a cache of keys and values."""
-    network = torch_gpt.TorchGPT(preset(model).replace(**changes), vocab_size).to(DEVICE).eval()
+    network = torch_gpt.TorchGPT(presets[model].replace(**changes), vocab_size).to(DEVICE).eval()
     prompt = torch.zeros((batch, 1), dtype=torch.long, device=DEVICE)
 
     def run() -> Details:

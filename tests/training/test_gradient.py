@@ -84,7 +84,7 @@ def test_a_model_or_batch_too_large_for_the_device_is_refused_before_training(mo
 @pytest.mark.skipif([d.platform for d in jax.devices()] != ["cpu"], reason="only one CPU halves batches")
 def test_only_large_unrolled_steps_without_dropout_are_halved():
     def halved(rows: int, **changes) -> bool:
-        config = presets["gpt-tiny"].replace(**changes)
+        config = presets["gpt-tiny-2019"].replace(**changes)
         ours = trainer(f"train.batch_size={rows}", model=config)
         model = jax.eval_shape(lambda: make_model(config, 65, jax.random.key(0)))
         nats = ours._nats(model)

@@ -1,0 +1,107 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from babyjax.data.subwords import SubwordTokenizer, tokenizer_json
+from babyjax.data.tokenizer import ByteTokenizer, CharTokenizer, make_tokenizer, tokenizer_from_json
+from babyjax.errors import ConfigError, TokenError
+
+tokenizers = pytest.importorskip("tokenizers")
+TEXT = "the cat sat on the mat, the cat sat on the hat.\n詩 and 🙂 " * 20
+
+
+def byte_level() -> SubwordTokenizer:
+    """A byte-pair encoding such as GPT-2's, with a special token."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|end|>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    return SubwordTokenizer.read(tokenizer.to_str())
+
+
+def metaspace() -> SubwordTokenizer:
+    """One that writes spaces as U+2581 and unknown bytes as <0xNN>, such as Llama's first."""
+    vocab = {"<unk>": 0} | {f"<0x{byte:02X}>": byte + 1 for byte in range(256)}
+    vocab |= {
+        piece: 257 + index for index, piece in enumerate(["\u2581", "t", "h", "e", "\u2581t", "\u2581th", "\u2581the"])
+    }
+    merges = [("\u2581", "t"), ("\u2581t", "h"), ("\u2581th", "e")]
+    model = tokenizers.models.BPE(vocab, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.Replace(" ", "\u2581")
+    tokenizer.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.Replace("\u2581", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    )
+    return SubwordTokenizer.read(tokenizer.to_str())
+
+
+BYTE_LEVEL, METASPACE = byte_level(), metaspace()
+
+
+@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, METASPACE], ids=["byte level", "metaspace"])
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+def test_text_comes_back_and_its_bytes_are_those_of_its_tokens(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.byte_lengths[ids].sum() == len(text.encode())
+    assert ids.dtype == np.int32
+
+
+def test_a_special_token_is_the_bytes_of_its_text():
+    ids = BYTE_LEVEL.encode("the <|end|>")
+    assert BYTE_LEVEL.decode(ids) == "the <|end|>"
+    assert BYTE_LEVEL.byte_lengths[ids].sum() == len("the <|end|>")
+
+
+def test_a_subword_tokenizer_goes_through_json_and_has_a_word_for_every_id():
+    again = tokenizer_from_json(BYTE_LEVEL.to_json())
+    assert again == BYTE_LEVEL
+    assert again.vocab_size == len(set(again.words)) > 257
+    assert not any(character.isspace() for word in again.words for character in word)
+    assert len(BYTE_LEVEL.encode(TEXT)) < 0.6 * len(TEXT.encode())
+
+
+def test_a_tokenizer_that_changes_the_text_is_refused():
+    content = json.loads(BYTE_LEVEL.content) | {"normalizer": {"type": "Lowercase"}}
+    lower = SubwordTokenizer.read(json.dumps(content))
+    np.testing.assert_array_equal(lower.encode("the"), BYTE_LEVEL.encode("the"))
+    with pytest.raises(TokenError, match="the tokenizer changes this text at character 4: 'C'"):
+        lower.encode("the Cat")
+    gaps = SubwordTokenizer.read(tokenizer_json(CharTokenizer("abc")).replace('"c": 2', '"c": 5'))
+    assert (gaps.vocab_size, gaps.byte_lengths.tolist()) == (6, [1, 1, 0, 0, 0, 1])
+    with pytest.raises(TokenError, match=r"cannot encode this text|changes this text"):
+        gaps.encode("abx")
+    with pytest.raises(TokenError, match="token id 6 is outside the vocabulary"):
+        gaps.decode([6])
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [ByteTokenizer(), CharTokenizer.fit("\t\n\r ab\u0301é詩🙂\u2581#<>")], ids=["byte", "char"]
+)
+def test_our_tokenizers_are_the_same_in_the_library(tokenizer):
+    library = tokenizers.Tokenizer.from_str(tokenizer_json(tokenizer))
+    text = "a\r\n\tb 詩🙂\u2581 b\u0301é##a<b>\n\n  "
+    ids = tokenizer.encode(text)
+    assert library.encode(text).ids == ids.tolist()
+    assert library.decode(ids.tolist()) == text
+    assert SubwordTokenizer.read(tokenizer_json(tokenizer)).byte_lengths.tolist() == tokenizer.byte_lengths.tolist()
+
+
+def test_a_tokenizer_is_named_by_its_file_or_the_folder_it_is_in(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(BYTE_LEVEL.to_json())
+    for which in (tmp_path, tmp_path / "tokenizer.json"):
+        assert make_tokenizer(str(which), TEXT) == BYTE_LEVEL
+    (tmp_path / "own.json").write_text(CharTokenizer("ab").to_json())
+    assert make_tokenizer(str(tmp_path / "own.json"), "") == CharTokenizer("ab")
+    assert make_tokenizer("byte", TEXT) == ByteTokenizer()
+    with pytest.raises(ConfigError, match=r"data\.tokenizer=bpe is neither char nor byte nor the path"):
+        make_tokenizer("bpe", TEXT)

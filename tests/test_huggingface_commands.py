@@ -1,0 +1,121 @@
+"""Import and export as their users type them."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ladder import filled, small
+
+import babyjax
+
+pytest.importorskip("safetensors")
+pytest.importorskip("tokenizers")
+TEXT = "the cat sat on the mat and the cat sat on the hat\n" * 60
+
+
+@pytest.fixture
+def run(call, tmp_path):
+    """A trained run with its text, in an empty folder."""
+    (tmp_path / "my.txt").write_text(TEXT)
+    small_one = ("model.n_embd=16", "model.n_layer=1", "model.block_size=8", "train.steps=3", "train.batch_size=2")
+    status, _, err = call("train", "model=qwen-tiny", "data.path=my.txt", "run_dir=run", *small_one)
+    assert (status, err) == (0, "")
+    return tmp_path / "run"
+
+
+def test_a_run_is_exported_imported_sampled_evaluated_and_trained_on(call, run):
+    status, out, err = call("export", "run_dir=run", "out=out")
+    assert (status, out, err) == (0, f"written to {run.parent / 'out'}\n", "")
+    card = (run.parent / "out" / "README.md").read_text()
+    sha256 = babyjax.Corpus("my", TEXT).sha256
+    result = json.loads((run / "result.json").read_text())["losses"]["val"]
+    assert f"{result['nats_per_token']:.4f} | {result['bits_per_byte']:.4f}" in card
+    for part in (f"my: {len(TEXT):,} characters, sha256 `{sha256}`", "model.n_embd: 16", "add-one bigram", "-gram"):
+        assert part in card
+    assert "my.txt" not in card
+
+    status, out, err = call("import", "path=out", "run_dir=again")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[1] == "saved to  again"
+    assert out.endswith("babyjax sample run_dir=again\n")
+    greedy = ("prompt=the ", "max_new_tokens=4", "temperature=0")
+    assert call("sample", "run_dir=again", *greedy) == call("sample", "run_dir=run", *greedy)
+
+    status, out, err = call("evaluate", "run_dir=again")
+    assert (status, out) == (1, "")
+    assert "has no corpus, since its model was not trained here; text=FILE evaluates on yours" in err
+    losses = [
+        json.loads(call("evaluate", *arguments, "format=json")[1])["splits"]["val"]
+        for arguments in (["run_dir=run"], ["run_dir=again", "text=my.txt"])
+    ]
+    assert losses[0] == losses[1]
+
+    config = ("config=again/config.yaml", "train.grow_from=again", "data.path=my.txt", "run_dir=tuned")
+    status, out, err = call("train", *config, "train.steps=2", "train.batch_size=2")
+    assert (status, err) == (0, "")
+    assert "grown from qwen-tiny in again, step 0" in out
+    first = json.loads((run.parent / "tuned" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["train_loss"] < 3  # that of a trained network, not of a random one
+    taller = ("model.n_layer=2", "run_dir=taller")
+    assert call("train", *config[:3], *taller, "train.steps=1", "train.batch_size=2")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "complaint"),
+    [
+        (("import",), 2, "path=DIR is missing: name the Hugging Face directory"),
+        (("import", "path=nowhere"), 2, "run_dir=DIR is missing"),
+        (("import", "path=nowhere", "run_dir=x"), 1, "path=nowhere is not a folder; nothing is downloaded"),
+        (("import", "path=.", "run_dir=x"), 1, "cannot read"),
+        (("import", "pth=."), 2, "unknown option 'pth'; did you mean path?"),
+        (("export", "run_dir=run", "out=run"), 1, "is not an empty folder; choose another"),
+        (("export", "run_dir=run", "format=arpa"), 2, "format=arpa is for model=ngram; run holds qwen-tiny"),
+        (("export", "run_dir=run", "format=gguf"), 2, "unknown value of format: 'gguf'; choose from hf, arpa"),
+    ],
+)
+def test_what_cannot_be_done_gets_one_sentence(call, request, arguments, status, complaint):
+    if "run_dir=run" in arguments:
+        request.getfixturevalue("run")
+    got, out, err = call(*arguments)
+    assert (got, out) == (status, "")
+    assert complaint in err
+    assert err.count("\n") == 1
+
+
+def test_a_rung_that_no_class_has_is_refused_and_nothing_is_written(call, tmp_path):
+    babyjax.save_run(
+        filled(small("babygpt-v3-attention", head_bias=False), 3), babyjax.CharTokenizer("abc"), tmp_path / "v3"
+    )
+    status, _, err = call("export", "run_dir=v3", "out=out")
+    assert status == 2
+    assert "none of GPT2LMHeadModel, " in err
+    assert "has blocks without residual connections" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_in_memory_is_saved_as_a_run(tmp_path):
+    tokenizer = babyjax.CharTokenizer("\nabc")
+    tokens = tokenizer.encode("abc\nabca\n" * 9)
+    models = [
+        filled(small("llama-tiny", vocab_size=9), 9),
+        babyjax.Bigram.from_tokens(tokens, 4),
+        babyjax.estimate_ngram(tokens, 4, 3),
+    ]
+    for index, model in enumerate(models):
+        folder = babyjax.save_run(model, tokenizer, tmp_path / f"run-{index}")
+        run = babyjax.load_run(folder)
+        assert (run.step, run.tokenizer) == (0, tokenizer)
+        ours, saved = babyjax.named_arrays(model), babyjax.named_arrays(run.model)
+        assert list(ours) == list(saved)
+        for name in ours:
+            np.testing.assert_array_equal(ours[name], saved[name])
+        assert babyjax.load_config([f"config={folder}/config.yaml"]).model == run.config.model
+    with pytest.raises(babyjax.errors.RunError, match="holds another run"):
+        babyjax.save_run(models[1], tokenizer, tmp_path / "run-0")
+    assert babyjax.save_run(models[1], tokenizer, tmp_path / "run-0", overwrite=True)
+    with pytest.raises(babyjax.errors.ConfigError, match="a model of 4 tokens has no room for the 5 of the tokenizer"):
+        babyjax.save_run(models[1], babyjax.CharTokenizer("\nabcd"), tmp_path / "other")
+    with pytest.raises(babyjax.errors.ConfigError, match="a Mixture cannot be saved as a run"):
+        babyjax.save_run(babyjax.Mixture(models[1:], jnp.zeros((0, 2))), tokenizer, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
