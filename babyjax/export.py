@@ -52,7 +52,7 @@ def export(run_dir: str, step: str = "newest", format: str | None = None, out: s
         else:
             if not isinstance(model, babyjax.BabyGPT):
                 raise ConfigError(f"format=hf is for networks; {run_dir} holds {run.config.choices.model}")
-            babyjax.save_huggingface(model, run.tokenizer, path, lambda: model_card(run))
+            babyjax.save_huggingface(model, run.tokenizer, path, model_card(run))
     except OSError as error:
         raise BabyjaxError(f"cannot write {path}: {error.strerror}") from None
     return path

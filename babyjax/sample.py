@@ -18,7 +18,7 @@ class SampleConfig(Options):
     top_k: int = count(0, "sample from the k most likely tokens (0: all)")
     top_p: float | None = option(None, "nucleus sampling: keep the smallest set with this probability", gt=0, le=1)
     min_p: float | None = option(None, "keep tokens with this share of the largest probability", ge=0, le=1)
-    stop: str = option("", "end a text at any of these characters")
+    stop: str = option("", "end a text at any of these characters, or this token")
     seed: int = count(0, "seed of the samples")
 
 
@@ -52,9 +52,10 @@ def _sample(config: SampleConfig, run: "babyjax.LoadedRun") -> list[str]:
     known = config.prompt != "\n" or "\n" in run.tokenizer.decode(np.arange(run.tokenizer.vocab_size))
     prompt = run.tokenizer.encode(config.prompt) if known else np.zeros(1, np.int32)
     stop_tokens = run.tokenizer.encode(config.stop)
-    if len(stop_tokens) != len(config.stop):
+    if len(stop_tokens) not in (1, len(config.stop)):
         raise ConfigError(
-            f"stop={shown(config.stop)} has a character of several {run.tokenizer.name}s; only ASCII can stop"
+            f"stop={shown(config.stop)} is neither one token nor characters of one token each, of this "
+            f"{run.tokenizer.name} tokenizer"
         )
     require_memory(8 * config.num_samples * config.max_new_tokens, "a text of this many tokens")
     cache = jax.eval_shape(lambda: run.model.decoder().init_cache(config.num_samples))

@@ -84,9 +84,7 @@ def test_what_cannot_be_done_gets_one_sentence(call, request, arguments, status,
 
 
 def test_a_rung_that_no_class_has_is_refused_and_nothing_is_written(call, tmp_path):
-    babyjax.save_run(
-        filled(small("babygpt-v3-attention", head_bias=False), 3), babyjax.CharTokenizer("abc"), tmp_path / "v3"
-    )
+    babyjax.save_run(filled(small("babygpt-v3-attention"), 3), babyjax.CharTokenizer("abc"), tmp_path / "v3")
     status, _, err = call("export", "run_dir=v3", "out=out")
     assert status == 2
     assert "none of GPT2LMHeadModel, " in err

@@ -5,7 +5,6 @@ with certain options, so a model moves by renaming its arrays: no code of theirs
 """
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,12 +93,10 @@ def load_huggingface(path: str | Path, block_size: int | None = None) -> tuple[B
     return map_named(lambda name, _: jnp.asarray(arrays.pop(name)), shapes), tokenizer
 
 
-def save_huggingface(
-    model: BabyGPT, tokenizer: Tokenizer, path: str | Path, card: Callable[[], str] | None = None
-) -> None:
+def save_huggingface(model: BabyGPT, tokenizer: Tokenizer, path: str | Path, card: str = "") -> None:
     """Write a model and its tokenizer to a folder that `transformers` loads: config.json, model.safetensors, ...
 
-    `card` returns the text of the model card, README.md.
+    `card` is the text of the model card, README.md.
 
     Raises: ConfigError naming the idea that none of the classes has, DataError if the folder is not empty, OSError.
     """
@@ -116,8 +113,8 @@ def save_huggingface(
         "model_max_length": model.config.block_size,
     }
     replace_file(folder / TOKENIZER_CONFIG, json.dumps(about, indent=2) + "\n")
-    if card is not None:
-        replace_file(folder / CARD, card())
+    if card:
+        replace_file(folder / CARD, card)
     replace_file(folder / CONFIG, content)
 
 
@@ -171,39 +168,40 @@ def huggingface_config(model: BabyGPT) -> dict[str, Any]:
 
 def _family(config: BabyGPTConfig) -> str:
     """Return the family whose class computes what a config describes. Raises: ConfigError naming what none has."""
-    always = {
-        "the bias of the head (model.head_bias=true)": not config.head_bias,
-        "a bound on the logits (model.logit_cap)": not config.logit_cap,
+    default_size = config.n_embd / config.n_head
+    blocks = {
         "a network without blocks": config.n_layer > 0,
-        "blocks without residual connections": config.residual or not config.n_layer,
-        "blocks without a feed-forward": config.hidden_width > 0 or not config.n_layer,
-        "blocks without output projections": config.projection or not config.n_layer,
+        "blocks without residual connections": config.residual,
+        "blocks without a feed-forward": config.feed_forward > 0,
+        "blocks without output projections": config.projection,
+        "a network without norms": config.norm != "none",
     }
     gpt2 = {
         f"positions that are {config.position} with layer norm": config.position == "learned",
         "layer norm without biases": config.bias,
         "layer norm with a gated feed-forward": not config.gated,
         "layer norm with heads that share keys and values": config.kv_heads == config.n_head,
-        "layer norm with heads of another size than n_embd over n_head": config.attention_width == config.n_embd,
+        "layer norm with heads of another size than n_embd over n_head": config.head_size in (None, default_size),
         "layer norm with norms of queries and keys": not config.qk_norm,
     }
     llama = {
-        "a network without norms": config.norm == "rms",
         f"positions that are {config.position} with RMSNorm": config.position == "rotary",
         "RMSNorm with a feed-forward that is not gated": config.gated,
-        "norms of queries and keys with biases in blocks": not (config.qk_norm and (config.bias or config.qkv_bias)),
+        "norms of queries and keys beside biases": not (config.qk_norm and (config.bias or config.qkv_bias)),
     }
-    # v3 has many obstacles; the first is the one to name.
-    needed = always if not config.n_layer else always | (gpt2 if config.norm == "layer" else llama)
-    for idea, there in needed.items():
+    head = {
+        "a bound on the logits (model.logit_cap)": not config.logit_cap,
+        "a bias in the head (model.head_bias=true)": not config.head_bias,
+    }
+    for idea, there in (blocks | (gpt2 if config.norm == "layer" else llama) | head).items():
         if not there:
             raise ConfigError(f"none of {', '.join(CLASSES.values())} has {idea}")
     if config.norm == "layer":
         return "gpt2"
     if config.qk_norm:
         return "qwen3"
-    plain = config.head_size is None or config.attention_width == config.n_embd
-    return "qwen2" if config.qkv_bias and not config.bias and plain else "llama"
+    plain = config.qkv_bias and not config.bias and config.head_size in (None, default_size)
+    return "qwen2" if plain else "llama"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -274,10 +272,12 @@ def _read_config(folder: Path, block_size: int | None) -> BabyGPTConfig:
         raise DataError(f"{path} has rope_parameters={shown(rope)}; expected a table")
     kind = rope.get("rope_type", rope.get("type", "default"))
     refuse(kind != "default", f"scaled rotary positions ({shown(kind)})")
-    refuse(content.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1)) != 1, "partly rotary heads")
+    refuse(any(isinstance(value, dict) for value in rope.values()), "rotary positions that differ by layer")
+    refuse((content.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1) != 1, "partly rotary heads")
     layers = content.get("layer_types") or []
-    sliding = bool(content.get("use_sliding_window")) or set(layers) - {"full_attention"}
-    refuse(bool(sliding), "attention in a sliding window")
+    full = isinstance(layers, list) and all(layer == "full_attention" for layer in layers)
+    refuse(bool(content.get("use_sliding_window")) or not full, "attention in a sliding window")
+    theta = rope.get("rope_theta", content.get("rope_theta", 1e4))
     width, heads = size("hidden_size"), size("num_attention_heads")
     kv_heads = size("num_key_value_heads", heads)
     head_size = size("head_dim", 128 if family == "qwen3" else max(1, width // heads))
@@ -295,7 +295,7 @@ def _read_config(folder: Path, block_size: int | None) -> BabyGPTConfig:
         feed_forward=size("intermediate_size") / width,
         gated=True,
         position="rotary",
-        rotary_base=float(rope.get("rope_theta", content.get("rope_theta", 1e4))),
+        rotary_base=theta,
         norm="rms",
         norm_eps=content.get("rms_norm_eps", 1e-6),
         bias=attention_bias or bool(content.get("mlp_bias")),

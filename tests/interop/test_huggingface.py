@@ -1,6 +1,8 @@
 """Models of `transformers` and ours: the same logits, gradients and text, in both directions."""
 
 import json
+import shutil
+from pathlib import Path
 
 import chex
 import jax
@@ -114,13 +116,15 @@ def test_an_imported_network_writes_their_text_and_goes_back_as_it_came(theirs, 
     )
 
 
-# What each rung is called there, or why it is nothing there.
+# What each preset is there, and with `model.head_bias=false`, or the idea that no class has.
 EXPORTED = {
-    "babygpt": "the bias of the head",
-    "babygpt-v2-position": "the bias of the head",
-    "babygpt-v3-attention": "the bias of the head",
-    "babygpt-v9-layernorm": "the bias of the head",
-    "babygpt-v13-rotary": "the bias of the head",
+    "babygpt": "a network without blocks",
+    "babygpt-v3-attention": "blocks without residual connections",
+    "babygpt-v7-residual": "blocks without output projections",
+    "babygpt-v8-projection": "a network without norms",
+    "babygpt-v9-layernorm": "a bias in the head",
+    "babygpt-v13-rotary": "positions that are rotary with layer norm",
+    "babygpt-v14-rmsnorm": "RMSNorm with a feed-forward that is not gated",
     "babygpt-v15-swiglu": "llama",
     "babygpt-v16-gqa": "llama",
     "babygpt-v17-qknorm": "qwen3",
@@ -131,17 +135,7 @@ EXPORTED = {
     "smollm2-135m": "llama",
     "qwen3-0.6b": "qwen3",
 }
-WITHOUT_HEAD_BIAS = {
-    "babygpt": "a network without blocks",
-    "babygpt-v3-attention": "blocks without residual connections",
-    "babygpt-v7-residual": "blocks without output projections",
-    "babygpt-v8-projection": "a network without norms",
-    "babygpt-v9-layernorm": "gpt2",
-    "babygpt-v10-dropout": "gpt2",
-    "gpt-tiny-2019": "gpt2",
-    "babygpt-v13-rotary": "positions that are rotary with layer norm",
-    "babygpt-v14-rmsnorm": "RMSNorm with a feed-forward that is not gated",
-}
+WITHOUT_HEAD_BIAS = {"babygpt-v9-layernorm": "gpt2", "babygpt-v10-dropout": "gpt2", "gpt-tiny-2019": "gpt2"}
 
 
 @pytest.mark.parametrize(
@@ -155,9 +149,10 @@ WITHOUT_HEAD_BIAS = {
         ("gpt2", {"n_kv_head": 1}, "layer norm with heads that share keys and values"),
         ("gpt2", {"qk_norm": True}, "layer norm with norms of queries and keys"),
         ("gpt2", {"head_size": 4}, "layer norm with heads of another size"),
+        ("babygpt-v8-projection", {"residual": True, "feed_forward": 0}, "blocks without a feed-forward"),
         ("llama-tiny", {"position": "learned"}, "positions that are learned with RMSNorm"),
         ("llama-tiny", {"qkv_bias": True}, "qwen2"),
-        ("qwen-tiny", {"bias": True}, "norms of queries and keys with biases in blocks"),
+        ("qwen-tiny", {"bias": True}, "norms of queries and keys beside biases"),
     ],
 )
 def test_a_rung_is_one_of_their_classes_or_the_idea_that_none_has_is_named(name, changes, expected):
@@ -198,10 +193,17 @@ def test_an_exported_network_has_our_logits_and_writes_our_text(tmp_path, case):
 # Directories that are not what they seem.
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "good"
+    save_huggingface(filled(small("llama-tiny"), V), TOKENIZER, folder)
+    return folder
+
+
 @pytest.fixture
-def good(tmp_path):
-    save_huggingface(filled(small("llama-tiny"), V), TOKENIZER, tmp_path / "good")
-    return tmp_path / "good"
+def good(saved, tmp_path):
+    """A directory to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "good"))
 
 
 def change_config(folder, **changes):
@@ -229,6 +231,9 @@ def change_config(folder, **changes):
             "scaled rotary positions .linear.",
         ),
         ({"rope_parameters": [1]}, "expected a table"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": "big"}}, "model.rotary_base=big is invalid"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rotary positions that differ by layer"),
+        ({"layer_types": 3}, "attention in a sliding window"),
         ({"partial_rotary_factor": 0.5}, "partly rotary heads"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "attention in a sliding window"),
         ({"use_sliding_window": True}, "attention in a sliding window"),

@@ -116,7 +116,7 @@ def test_make_model_follows_the_config():
         make_model(ModelConfig(), V, jax.random.key(0))
 
 
-@pytest.mark.parametrize("name", mostly_slow(["babygpt", "babygpt-v6-blocks", "gpt2"], "gpt2"))
+@pytest.mark.parametrize("name", mostly_slow(["babygpt", "babygpt-v6-blocks", "gpt2", "qwen3-0.6b"], "gpt2"))
 def test_flops_are_those_the_compiler_counts(name):
     """XLA also counts the few operations besides the products, and the body of a loop once: so it is unrolled."""
     vocab_size, batch, length = 200, 4, 32
