@@ -12,7 +12,7 @@ COMMANDS = {
     "train": "train a model and keep the run in a directory",
     "evaluate": "losses of a trained model over whole splits",
     "sample": "text from a trained model",
-    "export": "a trained model as a file for other programs",
+    "export": "a trained model for other programs",
     "import": "a Hugging Face model as a run",
 }
 

@@ -62,6 +62,8 @@ def evaluate(
     model, byte_lengths, vocab_size = run.model, run.tokenizer.byte_lengths, run.tokenizer.vocab_size
     if stride is not None and model.max_length is None:
         raise ConfigError(f"stride= is for models with a block; {run.config.choices.model} uses all the context it can")
+    if adaptive and text:
+        raise ConfigError("adaptive=true goes on counting from the run's own corpus; leave out text=")
     if adaptive and split == "train":
         raise ConfigError("adaptive=true is about the validation split; leave out split=train")
     if adaptive:

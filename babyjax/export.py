@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
@@ -12,6 +12,8 @@ from babyjax.config import Options, option
 from babyjax.errors import BabyjaxError, ConfigError
 from babyjax.files import replace_file, user_path
 from babyjax.options import arguments_of, read_options
+
+PATHS = ("data.path", "data.tokenizer", "train.grow_from")  # of this machine, and of no use elsewhere
 
 
 class ExportConfig(Options):
@@ -52,7 +54,8 @@ def export(run_dir: str, step: str = "newest", format: str | None = None, out: s
         else:
             if not isinstance(model, babyjax.BabyGPT):
                 raise ConfigError(f"format=hf is for networks; {run_dir} holds {run.config.choices.model}")
-            babyjax.save_huggingface(model, run.tokenizer, path, model_card(run))
+            babyjax.save_huggingface(model, run.tokenizer, path)
+            replace_file(path / "README.md", model_card(run))
     except OSError as error:
         raise BabyjaxError(f"cannot write {path}: {error.strerror}") from None
     return path
@@ -61,8 +64,8 @@ def export(run_dir: str, step: str = "newest", format: str | None = None, out: s
 def model_card(run: "babyjax.LoadedRun") -> str:
     """Return the README.md of an exported run: its config, corpus and losses, counting beside them."""
     parameters = sum(leaf.size for leaf in babyjax.named_arrays(run.model).values())
-    options = {key: value for key, value in arguments_of(run.config).items() if not key.startswith("data.")}
-    shown = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)  # without the paths of this machine
+    options = {key: value for key, value in arguments_of(run.config).items() if key not in PATHS}
+    shown = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
     lines = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [babyjax]\n---",
         f"# {run.folder.name}",
@@ -87,8 +90,7 @@ def _corpus_and_losses(run: "babyjax.LoadedRun") -> list[str]:
     pairs = babyjax.PairCounts.from_split(tokens, run.tokenizer.vocab_size)
     ngram = babyjax.ngram_baseline(tokens, run.tokenizer.vocab_size)
     rows = ["| split | nats per token | bits per byte | tokens scored |", "|---|---:|---:|---:|"]
-    for name, loss in _losses(run).items():
-        rows.append(f"| {name} | {loss['nats_per_token']:.4f} | {loss['bits_per_byte']:.4f} | {loss['tokens']:,} |")
+    rows += _losses(run)
     counted = (
         f"Counting alone reaches {pairs.baseline('val'):.4f} nats per token on the validation split with an add-one "
         f"bigram and {ngram.val:.4f} with a {ngram.order}-gram (modified Kneser-Ney)."
@@ -102,13 +104,17 @@ def _corpus_and_losses(run: "babyjax.LoadedRun") -> list[str]:
     ]
 
 
-def _losses(run: "babyjax.LoadedRun") -> dict[str, Any]:
-    """The losses at the end of training, if this is the last step."""
+def _losses(run: "babyjax.LoadedRun") -> list[str]:
+    """The rows of the losses at the end of training, if this is the last step."""
     try:
         result = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
-        return result["losses"] if result["step"] == run.step else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        return [
+            f"| {name} | {loss['nats_per_token']:.4f} | {loss['bits_per_byte']:.4f} | {loss['tokens']:,} |"
+            for name, loss in result["losses"].items()
+            if result["step"] == run.step
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def main(argv: list[str]) -> None:

@@ -40,10 +40,12 @@ def main(argv: list[str]) -> None:
     if not folder.is_dir():
         raise BabyjaxError(f"path={config.path} is not a folder; nothing is downloaded, so download the model first")
     prepare_jax()
+    from babyjax.runs.directory import refuse_run, run_folder
     from babyjax.training.devices import require_memory
 
-    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    require_memory(2 * stored, f"the model in {config.path}, beside a copy of it,")
+    refuse_run(run_folder(config.run_dir), overwrite=config.overwrite)
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file())
+    require_memory(2 * stored, f"the model in {config.path}, beside the copy that is saved,")
     with babyjax.Screen(stderr=True).status("reading the model"):
         model, tokenizer = babyjax.load_huggingface(folder, config.block_size)
         babyjax.save_run(model, tokenizer, config.run_dir, overwrite=config.overwrite)

@@ -76,7 +76,8 @@ def _sample(config: SampleConfig, run: "babyjax.LoadedRun") -> list[str]:
     if not known:
         return [run.tokenizer.decode(row) for row in rows]
     # Decoded together: a token may write its space only behind another.
-    return [run.tokenizer.decode(np.concatenate([prompt, row])).lstrip("\n") for row in rows]
+    hidden = len(config.prompt) - len(config.prompt.lstrip("\n"))
+    return [run.tokenizer.decode(np.concatenate([prompt, row]))[hidden:] for row in rows]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Tokenizers of other programs: any `tokenizer.json` of the Hugging Face `tokenizers` library, and ours as one."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -13,6 +15,19 @@ from babyjax.data.tokenizer import ByteTokenizer, CharTokenizer, Ids, Tokenizer,
 from babyjax.errors import BabyjaxError, TokenError
 from babyjax.text import shown
 
+MAX_TOKENS = 1 << 24
+
+
+@contextmanager
+def _library(failure: str) -> Iterator[None]:
+    """Raise what goes wrong in the `tokenizers` library as a TokenError. A panic of it is no Exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise TokenError(f"the tokenizers library {failure}: {shown(str(error))}") from None
+
 
 @dataclass(frozen=True)
 class SubwordTokenizer:
@@ -23,9 +38,9 @@ class SubwordTokenizer:
 
     @classmethod
     def read(cls, content: str) -> "SubwordTokenizer":
-        """Return the tokenizer of a file's text. Raises: TokenError if the library does not accept it."""
+        """Return the tokenizer of a file's text. Raises: TokenError if it cannot be used."""
         tokenizer = cls(content)
-        if not tokenizer._tokenizer.get_vocab_size():
+        if not tokenizer.vocab_size:
             raise TokenError("the tokenizer has no token")
         return tokenizer
 
@@ -35,16 +50,22 @@ class SubwordTokenizer:
             from tokenizers import Tokenizer as Library
         except ImportError:
             raise BabyjaxError("this tokenizer needs the extra hf: pip install 'babyjax[hf]'") from None
-        try:
-            return Library.from_str(self.content)
-        except Exception as error:  # the library raises no other kind
-            raise TokenError(f"the tokenizers library does not accept this tokenizer: {shown(str(error))}") from None
+        with _library("does not accept this tokenizer"):
+            tokenizer = Library.from_str(self.content)
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+        return tokenizer
 
     @cached_property
     def _texts(self) -> list[str | None]:
         """The text of every id as the file has it, None for an id that is not used."""
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
-        texts: list[str | None] = [None] * (max(ids.values()) + 1)
+        last = max(ids.values(), default=-1)
+        if last >= MAX_TOKENS:
+            raise TokenError(
+                f"the tokenizer has a token of number {last:,}; more than {MAX_TOKENS:,} are not supported"
+            )
+        texts: list[str | None] = [None] * (last + 1)
         for text, index in ids.items():
             texts[index] = text
         return texts
@@ -87,13 +108,10 @@ class SubwordTokenizer:
 
         Raises: TokenError if the tokenizer drops or changes a part of it.
         """
-        try:
-            ids = np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
-        except BabyjaxError:
-            raise
-        except Exception as error:
-            raise TokenError(f"the tokenizer cannot encode this text: {shown(str(error))}") from None
-        if (back := self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)) != text:
+        tokenizer = self._tokenizer
+        with _library("cannot encode this text"):
+            ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        if (back := self.decode(ids)) != text:
             place = next(
                 (i for i, (ours, theirs) in enumerate(zip(text, back, strict=False)) if ours != theirs), len(back)
             )
@@ -102,7 +120,9 @@ class SubwordTokenizer:
 
     def decode(self, ids: ArrayLike) -> str:
         """Decode L integers to text. Raises: TokenError if one is outside the vocabulary."""
-        return self._tokenizer.decode(checked_ids(ids, self.vocab_size).tolist(), skip_special_tokens=False)
+        tokenizer, checked = self._tokenizer, checked_ids(ids, self.vocab_size).tolist()
+        with _library("cannot decode these tokens"):
+            return tokenizer.decode(checked, skip_special_tokens=False)
 
     def to_json(self) -> str:
         return self.content

@@ -18,13 +18,13 @@ from babyjax.data.subwords import tokenizer_json
 from babyjax.data.tokenizer import FILE as TOKENIZER
 from babyjax.data.tokenizer import Tokenizer, read_tokenizer
 from babyjax.errors import ConfigError, DataError
-from babyjax.files import read_text, replace_file
+from babyjax.files import new_folder, read_text
 from babyjax.interop.safetensors import SINGLE, Tensors, write_safetensors
 from babyjax.models.babygpt import BabyGPT
 from babyjax.text import shown
 from babyjax.trees import map_named, named_arrays
 
-CONFIG, TOKENIZER_CONFIG, CARD = "config.json", "tokenizer_config.json", "README.md"
+CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 MAX_CONFIG = 1 << 22
 POSITIONS, GPT2_POSITIONS = "position_embedding/embedding", 1024
 DEFAULT_BLOCK = 1024  # of a model that could read more
@@ -60,6 +60,12 @@ LLAMA_NAMES = {
     "norm": "model.norm",
     "lm_head": "lm_head",
 }
+ALIASES = {
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+    "n_positions": "max_position_embeddings",
+}
 FUSED = ("blocks/attention/query", "blocks/attention/key", "blocks/attention/value")
 # What old files hold besides parameters.
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
@@ -80,7 +86,8 @@ def load_huggingface(path: str | Path, block_size: int | None = None) -> tuple[B
     `BabyGPT` has not.
     """
     folder = Path(path)
-    config = _read_config(folder, block_size)
+    content = _read_json(folder / CONFIG)
+    config = _read_config(content, folder / CONFIG, block_size)
     tokenizer = read_tokenizer(folder / TOKENIZER)
     assert config.vocab_size is not None
     if tokenizer.vocab_size > config.vocab_size:
@@ -89,33 +96,26 @@ def load_huggingface(path: str | Path, block_size: int | None = None) -> tuple[B
         )
     shapes = jax.eval_shape(partial(BabyGPT, config, config.vocab_size), jax.random.key(0))
     with Tensors(folder) as tensors:
-        arrays = _read_arrays(tensors, shapes, _read_json(folder / CONFIG), folder)
+        arrays = _read_arrays(tensors, shapes, content, folder)
     return map_named(lambda name, _: jnp.asarray(arrays.pop(name)), shapes), tokenizer
 
 
-def save_huggingface(model: BabyGPT, tokenizer: Tokenizer, path: str | Path, card: str = "") -> None:
+def save_huggingface(model: BabyGPT, tokenizer: Tokenizer, path: str | Path) -> None:
     """Write a model and its tokenizer to a folder that `transformers` loads: config.json, model.safetensors, ...
-
-    `card` is the text of the model card, README.md.
 
     Raises: ConfigError naming the idea that none of the classes has, DataError if the folder is not empty, OSError.
     """
-    folder = Path(path)
-    content = json.dumps(huggingface_config(model), indent=2) + "\n"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder} is not an empty folder; choose another")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / SINGLE, _their_arrays(model))
-    replace_file(folder / TOKENIZER, tokenizer_json(tokenizer))
+    config = huggingface_config(model)
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": model.config.block_size,
     }
-    replace_file(folder / TOKENIZER_CONFIG, json.dumps(about, indent=2) + "\n")
-    if card:
-        replace_file(folder / CARD, card)
-    replace_file(folder / CONFIG, content)
+    with new_folder(Path(path)) as folder:
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (folder / TOKENIZER).write_text(tokenizer_json(tokenizer), encoding="utf-8")
+        (folder / TOKENIZER_CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        write_safetensors(folder / SINGLE, _their_arrays(model))
 
 
 def huggingface_config(model: BabyGPT) -> dict[str, Any]:
@@ -216,16 +216,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_config(folder: Path, block_size: int | None) -> BabyGPTConfig:
-    """Read config.json. Raises: DataError if a value is missing, ConfigError if `BabyGPT` has no such thing."""
-    path = folder / CONFIG
-    content = _read_json(path)
+def _read_config(content: dict[str, Any], path: Path, block_size: int | None) -> BabyGPTConfig:
+    """Return the config that config.json means.
+
+    Raises: DataError if a value is missing, ConfigError if `BabyGPT` has no such thing.
+    """
     family = content.get("model_type")
-    if family not in CLASSES:
+    if not isinstance(family, str) or family not in CLASSES:
         raise ConfigError(f"{path} describes a model of type {shown(family)}; supported are {', '.join(CLASSES)}")
 
     def size(name: str, default: int | None = None) -> int:
-        value = content.get(name)
+        value = content.get(name, content.get(ALIASES.get(name, name)) if family == "gpt2" else None)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 2e9:
             raise DataError(f"{path} has {name}={shown(value)}; expected a positive integer")
@@ -235,6 +236,7 @@ def _read_config(folder: Path, block_size: int | None) -> BabyGPTConfig:
         if present:
             raise ConfigError(f"{path} describes {what}, which BabyGPT does not have")
 
+    refuse("quantization_config" in content, "quantized weights")
     hidden_act = content.get("activation_function" if family == "gpt2" else "hidden_act")
     hidden_act = {"gpt2": "gelu_new"}.get(family, "silu") if hidden_act is None else hidden_act
     activation = SYNONYMS.get(str(hidden_act), str(hidden_act))
@@ -267,7 +269,7 @@ def _read_config(folder: Path, block_size: int | None) -> BabyGPTConfig:
             qkv_bias=True,
             tied=content.get("tie_word_embeddings", True),
         )
-    rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
+    rope = content.get("rope_scaling") or content.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise DataError(f"{path} has rope_parameters={shown(rope)}; expected a table")
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -298,7 +300,7 @@ def _read_config(folder: Path, block_size: int | None) -> BabyGPTConfig:
         rotary_base=theta,
         norm="rms",
         norm_eps=content.get("rms_norm_eps", 1e-6),
-        bias=attention_bias or bool(content.get("mlp_bias")),
+        bias=attention_bias or (family == "llama" and bool(content.get("mlp_bias"))),
         qkv_bias=attention_bias or family == "qwen2",
         tied=content.get("tie_word_embeddings", False),
     )
@@ -332,16 +334,18 @@ def _transposed(family: str, name: str) -> bool:
 def _read_arrays(tensors: Tensors, shapes: BabyGPT, content: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
     """Read the arrays of a model by our names. Raises: DataError if one is missing, of another shape, or left over."""
     family, biased, width = content["model_type"], _biased(content), shapes.config.n_embd
+    positions = content.get("n_positions", content.get(ALIASES["n_positions"])) or GPT2_POSITIONS
     prefix = "transformer." if family == "gpt2" else "model."
     bare = not any(name.startswith(prefix) for name in tensors)  # as on the hub: gpt2
     unread = {name for name in tensors if not name.endswith(BUFFERS)}
     if shapes.config.tied:
         unread.discard("lm_head.weight")
 
-    def read(name: str, theirs: str, shape: tuple[int, ...]) -> np.ndarray:
-        if name == POSITIONS:  # of which a shorter block uses the first
-            shape = (content.get("n_positions") or GPT2_POSITIONS, width)
+    def stored(name: str, theirs: str, shape: tuple[int, ...]) -> str:
+        """Return the name an array has in the file, if it is there with the shape that is meant."""
         theirs = theirs.removeprefix(prefix) if bare else theirs
+        if name == POSITIONS:  # of which a shorter block uses the first
+            shape = (max(shape[0], positions), width)
         fused = family == "gpt2" and name.startswith(FUSED)
         expected = (*shape[:-1], 3 * shape[-1]) if fused else shape[:: -1 if _transposed(family, name) else 1]
         if theirs not in tensors:
@@ -349,26 +353,33 @@ def _read_arrays(tensors: Tensors, shapes: BabyGPT, content: dict[str, Any], fol
         if (found := tensors.shape(theirs)) != expected:
             raise DataError(f"{folder} has {theirs} of shape {list(found)}; config.json means {list(expected)}")
         unread.discard(theirs)
+        return theirs
+
+    def read(name: str, theirs: str) -> np.ndarray:
         array = tensors.read(theirs)
-        if fused:
+        if family == "gpt2" and name.startswith(FUSED):
             part = FUSED.index(name.rpartition("/")[0])
             return array[..., part * width : (part + 1) * width]
         return array.T if _transposed(family, name) else array
 
-    arrays = {}
+    # All names and shapes are checked before anything is allocated: config.json may mean any size.
+    sources: dict[str, list[str]] = {}
     for name, leaf in named_arrays(shapes).items():
-        module, _, kind = name.rpartition("/")
         theirs = _their_name(family, name)
         if not name.startswith("blocks/"):
-            arrays[name] = read(name, theirs, leaf.shape)[: leaf.shape[0]]
-        elif kind == "bias" and module not in biased:
-            arrays[name] = np.zeros(leaf.shape, np.float32)
-        else:
-            arrays[name] = np.empty(leaf.shape, np.float32)
-            for index, layer in enumerate(arrays[name]):
-                layer[...] = read(name, theirs.format(index), leaf.shape[1:])
+            sources[name] = [stored(name, theirs, leaf.shape)]
+        elif not name.endswith("bias") or name.rpartition("/")[0] in biased:
+            sources[name] = [stored(name, theirs.format(index), leaf.shape[1:]) for index in range(leaf.shape[0])]
     if unread:
         raise DataError(f"{folder} has the array {shown(min(unread))}, which config.json does not mean")
+    arrays = {}
+    for name, leaf in named_arrays(shapes).items():
+        if not name.startswith("blocks/"):
+            arrays[name] = read(name, *sources[name])[: leaf.shape[0]]
+        else:
+            arrays[name] = np.zeros(leaf.shape, np.float32)
+            for layer, theirs in zip(arrays[name], sources.get(name, ()), strict=False):
+                layer[...] = read(name, theirs)
     return arrays
 
 

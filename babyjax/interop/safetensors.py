@@ -5,7 +5,6 @@ Reading is the work of the `safetensors` package, which trusts no number in the 
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,36 +13,31 @@ from typing import Any
 import numpy as np
 
 from babyjax.errors import BabyjaxError, DataError
-from babyjax.files import TEMPORARY, read_text
+from babyjax.files import read_text
 from babyjax.text import shown
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MAX_INDEX = 1 << 26
-TYPES = {"float32": "F32", "int32": "I32"}
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays to a file, one after the other. Raises: OSError; an old file stays."""
+    """Write float32 arrays to a file, one after the other. Raises: OSError."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, array in arrays.items():
         header[name] = {
-            "dtype": TYPES[array.dtype.name],
+            "dtype": "F32",
             "shape": list(array.shape),
             "data_offsets": [start, start + array.nbytes],
         }
         start += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for array in arrays.values():
-                np.ascontiguousarray(array).tofile(file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            np.ascontiguousarray(array, np.float32).tofile(file)
 
 
 class Tensors:
@@ -85,10 +79,10 @@ class Tensors:
 
     def read(self, name: str) -> np.ndarray:
         """Read an array as float32. Raises: DataError if it holds other than floats."""
-        array = self._of[name].get_tensor(name)
-        if array.dtype.name not in ("float32", "float16", "bfloat16", "float64"):
-            raise DataError(f"the array {shown(name)} has the type {array.dtype}; expected floating-point numbers")
-        return array.astype(np.float32, copy=False)
+        kind = self._of[name].get_slice(name).get_dtype()
+        if kind not in FLOATS:
+            raise DataError(f"the array {shown(name)} has the type {kind}; expected one of {', '.join(FLOATS)}")
+        return self._of[name].get_tensor(name).astype(np.float32, copy=False)
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -108,5 +102,5 @@ def _files_of(folder: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{index} is not an index of safetensors files ({type(error).__name__})") from None
     if missing := [name for name in names if not (folder / name).is_file()]:
-        raise DataError(f"{folder} lacks {missing[0]}, which its index names")
+        raise DataError(f"{folder} lacks {shown(missing[0])}, which its index names")
     return [folder / name for name in names]

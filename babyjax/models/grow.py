@@ -267,11 +267,9 @@ def _grown_block(config: BabyGPTConfig, new_config: BabyGPTConfig, old: Arrays, 
     """Change the random block `new` to compute on copies what `old` computes. Old heads and units come first."""
     width, heads, size = config.n_embd, config.n_head, config.head_width
     new_heads, new_size, copies = new_config.n_head, new_config.head_width, new_config.n_embd // width
-    grown = _silent(new) | {
-        name: jnp.tile(array, copies) for name, array in old.items() if name.endswith("_norm/scale")
-    }
-    grown |= {name: jnp.tile(array, copies) for name, array in old.items() if name.endswith("_norm/bias")}
-    grown |= {name: old[name] for name in old if name.startswith("attention/") and "_norm/" in name}
+    grown = _silent(new)
+    for name in (name for name in old if "_norm/" in name):  # in the attention they are of heads, which stay as wide
+        grown[name] = old[name] if name.startswith("attention/") else jnp.tile(old[name], copies)
 
     def projected(name: str, random_rows: tuple[int, ...], rows: tuple[int, ...]) -> Arrays:
         """A projection, the identity if there was none, that adds to every copy and nothing from new rows."""

@@ -52,6 +52,12 @@ def holds_run(folder: Path) -> bool:
     return bool(names)
 
 
+def refuse_run(folder: Path, *, overwrite: bool) -> None:
+    """Raises: RunError if `folder` cannot become a new run, because it holds one that is not to be replaced."""
+    if holds_run(folder) and not overwrite:
+        raise RunError(f"{folder} already holds a run; use another run_dir=, or overwrite=true to replace it")
+
+
 def saved_checkpoints(folder: Path, manifest: Manifest) -> dict[int, Checkpoint]:
     """Return the checkpoints of a run whose folders are there, ascending."""
     return {each.step: each for each in manifest.checkpoints if (folder / STEPS / str(each.step)).is_dir()}

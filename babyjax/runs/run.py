@@ -36,6 +36,7 @@ from babyjax.runs.directory import (
     best_step,
     holds_run,
     load_arrays,
+    refuse_run,
     run_folder,
     saved_checkpoints,
     saved_config,
@@ -107,11 +108,13 @@ class Run:
         differing = differences(self._config, saved_config(self.folder, found))
         if not differing and found.files != self._manifest.files:
             ours, theirs = self._manifest.corpus.sha256[:12], found.corpus.sha256[:12]
-            differing = [
-                f"the corpus has sha256 {theirs} there, {ours} here"
-                if ours != theirs
-                else "the runs that are mixed were trained anew"
-            ]
+            tokenizers = (manifest.files.get("tokenizer.json") for manifest in (found, self._manifest))
+            if ours != theirs:
+                differing = [f"the corpus has sha256 {theirs} there, {ours} here"]
+            elif len(set(tokenizers)) > 1:
+                differing = ["the tokenizer is another"]
+            else:
+                differing = ["the runs that are mixed were trained anew"]
         if differing:
             raise RunError(
                 f"{self.folder} holds another run: {'; '.join(differing)}. "
@@ -313,6 +316,7 @@ def save_run(model: LanguageModel, tokenizer: Tokenizer, path: str | Path, *, ov
     config = config.replace(
         data=config.data.replace(tokenizer=str(folder / "tokenizer.json")), run_dir=str(folder), overwrite=overwrite
     )
+    refuse_run(folder, overwrite=overwrite)
     with Run.open(config, Corpus("", ""), tokenizer) as run:
         run.begin()
         run.save(Event(0, State(np.int32(0), model, ()), np.empty(0), 0.0), first=True)

@@ -68,6 +68,11 @@ VARIANTS = {
     "gpt-tiny, AdamW, 1,550 steps": Variant(
         f"{TINY} optimizer=adamw-cosine optimizer.learning_rate=3e-3 train.steps=1550"
     ),
+    "gpt-tiny, 680 steps": Variant(f"{TINY} train.steps=680"),
+    "gpt-tiny, 3 blocks": Variant(f"{TINY} model.n_layer=3 model.unroll=3"),
+    "gpt-tiny, width 96, 1,300 steps": Variant(
+        f"{TINY} model.n_embd=96 model.n_head=3 model.n_kv_head=1 train.steps=1300"
+    ),
     "gpt-small": Variant(SMALL),
     "gpt-small, dropout 0.1": Variant(f"{SMALL} model.dropout=0.1"),
     "gpt-small, weight decay 0.3": Variant(f"{SMALL} optimizer.weight_decay=0.3"),

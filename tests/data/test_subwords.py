@@ -105,3 +105,16 @@ def test_a_tokenizer_is_named_by_its_file_or_the_folder_it_is_in(tmp_path):
     assert make_tokenizer("byte", TEXT) == ByteTokenizer()
     with pytest.raises(ConfigError, match=r"data\.tokenizer=bpe is neither char nor byte nor the path"):
         make_tokenizer("bpe", TEXT)
+
+
+def test_what_a_file_says_of_lengths_is_ignored_and_absurd_numbers_are_refused():
+    short = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    content = json.loads(BYTE_LEVEL.content)
+    cut = SubwordTokenizer.read(json.dumps(content | {"truncation": short}))
+    np.testing.assert_array_equal(cut.encode(TEXT), BYTE_LEVEL.encode(TEXT))
+    huge = tokenizer_json(CharTokenizer("abc")).replace('"c": 2', '"c": 4294967295')
+    with pytest.raises(TokenError, match="a token of number 4,294,967,295; more than 16,777,216 are not supported"):
+        SubwordTokenizer.read(huge)
+    precompiled = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    with pytest.raises(TokenError, match="the tokenizers library"):
+        SubwordTokenizer.read(json.dumps(content | {"normalizer": precompiled})).encode("the \u00e9")
