@@ -154,7 +154,7 @@ def test_readmes_fit_a_page(name):
 
 
 def test_figures_in_the_readmes_are_on_record():
-    names = {f"experiments/{name}/results.md" for name in ("speed", "ladder", "ngram")}
+    names = {f"experiments/{name}/results.md" for name in ("speed", "speed/laptop", "ladder", "ngram", "recipes")}
     recorded = Counter(numbers("".join(text_of(name) for name in names if (ROOT / name).exists())))
     shown = []
     for name in READMES:
@@ -196,6 +196,17 @@ def test_what_is_said_of_ngrams_is_on_record():
     assert results["costs"]["count"] < 0.6
     published = results["mixtures"][1]
     assert max(published["static"]) < min(published["static_ngram"], *results["networks"])
+
+
+def test_what_is_said_of_recipes_is_on_record():
+    text, variants = text_of("docs/negative-results.md"), record("recipes")["variants"]
+    said = re.findall(r"\d\.\d{4}", text)
+    losses = {f"{run.get('averaged', run['val']):.4f}": name for name, each in variants.items() for run in each["runs"]}
+    assert len(said) >= 15
+    assert [figure for figure in said if figure not in losses] == []
+    best = min(run["val"] for run in variants["qwen-tiny by Muon"]["runs"])
+    tried = [name for name in variants if name not in ("qwen-tiny by Muon", "gpt-tiny", "gpt-small")]
+    assert all(run.get("averaged", run["val"]) > best for name in tried[:11] for run in variants[name]["runs"])
 
 
 def test_what_is_said_of_the_frontier_is_on_record():

@@ -58,8 +58,6 @@ def test_a_run_is_exported_imported_sampled_evaluated_and_trained_on(call, run):
     ours, grown = (babyjax.named_arrays(babyjax.load_run(run.parent / name).model) for name in ("run", "tuned"))
     distance = max(float(abs(grown[name] - ours[name]).max()) for name in ours)
     assert 0 < distance < 0.01  # two small steps away
-    taller = ("model.n_layer=2", "run_dir=taller")
-    assert call("train", *config[:3], *taller, "train.steps=1", "train.batch_size=2")[0] == 0
 
 
 @pytest.mark.parametrize(

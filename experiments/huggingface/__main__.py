@@ -4,7 +4,7 @@
     python -m experiments.huggingface --report
 
 Random weights of gpt2's size, by default. Each measurement is a process of its own. Memory is the highest resident size
-while it runs, less that before the model was made or read, over the size of the file.
+while it runs, less that at its start, over the size of the file; a model that is already in memory is not counted.
 """
 
 import argparse
@@ -40,7 +40,6 @@ def tokenizer(size: int) -> SubwordTokenizer:
 def measure(what: str, preset: str, folder: Path) -> dict[str, Any]:
     """Prepare, then measure one of: save, export, import."""
     jax.device_put(0).block_until_ready()
-    before = resident("VmRSS")
     config = babyjax.presets[preset].replace(dtype="float32")
     model = None
     if what in ("save", "run"):
@@ -49,6 +48,7 @@ def measure(what: str, preset: str, folder: Path) -> dict[str, Any]:
     if what == "run" and model is not None:  # not measured: what export reads
         babyjax.save_run(model, tokenizer(config.vocab_size), folder / "run")
         return {}
+    before = resident("VmRSS")
     CLEAR.write_text("5")
     start = time.perf_counter()
     if what == "save":
@@ -98,7 +98,7 @@ def report(results: dict[str, Any], folder: Path) -> None:
         f"Weights of {results['preset']}'s size, a file of {results['save']['bytes'] / 1e6:,.0f} MB; median of "
         f"{results['rounds']} processes.",
         "",
-        "| | seconds | memory over the file's size, the model included |",
+        "| | seconds | memory added, over the file's size |",
         "|---|---:|---:|",
         *rows,
         "",

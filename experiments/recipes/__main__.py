@@ -3,10 +3,10 @@
     python -m experiments.recipes tinyshakespeare.txt [NAME ...]
     python -m experiments.recipes --report
 
-Every variant differs from gpt-tiny (or gpt-small) in one thing. Variants are judged on the last tenth of the training
-split, which they do not train on; nothing is chosen on the validation split. The chosen recipes, and gpt-tiny-2019
-beside them, are then trained on the whole training split and evaluated on the whole validation split, with three seeds
-(variants named "final"). Every token is predicted from at least block_size - 31 tokens of context. Results are kept by
+Every variant differs from qwen-tiny by Muon, for one minute or five, in what its name says. Variants are judged on the
+last tenth of the training split, which they do not train on; nothing is chosen on the validation split. The chosen
+recipes, gpt-tiny and gpt-small, are then trained on the whole training split and evaluated on the whole validation
+split, with three seeds. Every token is predicted from at least block_size - 31 tokens of context. Results are kept by
 name and seed, so variants can be measured one by one.
 """
 
@@ -47,39 +47,31 @@ class Variant(NamedTuple):
     final: bool = False  # train on the whole training split, evaluate on the validation split
 
 
-TINY, SMALL, SEEDS = "model=gpt-tiny", "model=gpt-small", (0, 1, 2)
+SEEDS = (0, 1, 2)
+QWEN = "model=qwen-tiny optimizer=muon-cosine train.steps=1000"
+LONG = f"{QWEN} model.block_size=128 train.batch_size=8 train.steps=3000"
 VARIANTS = {
-    "gpt-tiny": Variant(TINY, SEEDS),
-    "gpt-tiny, EMA of weights": Variant(TINY, ema=0.99),
-    "gpt-tiny, shuffled epochs": Variant(TINY, SEEDS, shuffled=True),
-    "gpt-tiny, projections start at 0": Variant(TINY, SEEDS, silent=True),
-    "gpt-tiny, 3 Newton-Schulz steps": Variant(TINY, orthogonalization=3),
-    "gpt-tiny, batches of 24, 500 steps": Variant(f"{TINY} train.batch_size=24 train.steps=500"),
-    "gpt-tiny, blocks of 128, batches of 6": Variant(f"{TINY} model.block_size=128 train.batch_size=6"),
-    "gpt-tiny, Muon rate 0.04": Variant(f"{TINY} optimizer.learning_rate=0.04"),
-    "gpt-tiny, Muon rate 0.01": Variant(f"{TINY} optimizer.learning_rate=0.01"),
-    "gpt-tiny, Adam rate 0.006": Variant(f"{TINY} optimizer.adam_learning_rate=0.006"),
-    "gpt-tiny, weight decay 0.01": Variant(f"{TINY} optimizer.weight_decay=0.01"),
-    "gpt-tiny, rate falls to 0": Variant(f"{TINY} optimizer.final_fraction=0"),
-    "gpt-tiny, GPT-2's initialization": Variant(f"{TINY} model.initialization=gpt2"),
-    "gpt-tiny, 4 heads of keys and values": Variant(f"{TINY} model.n_kv_head="),
-    "gpt-tiny, without QK-norm": Variant(f"{TINY} model.qk_norm=false"),
-    "gpt-tiny, squared ReLU": Variant(f"{TINY} model.activation=relu2 model.gated=false model.feed_forward=4"),
-    "gpt-tiny, AdamW, 1,550 steps": Variant(
-        f"{TINY} optimizer=adamw-cosine optimizer.learning_rate=3e-3 train.steps=1550"
+    "qwen-tiny by Muon": Variant(QWEN, SEEDS[:2]),
+    "EMA of weights": Variant(QWEN, ema=0.99),
+    "shuffled epochs": Variant(QWEN, shuffled=True),
+    "projections start at 0": Variant(QWEN, silent=True),
+    "3 Newton-Schulz steps": Variant(QWEN, orthogonalization=3),
+    "batches of 24, 500 steps": Variant(f"{QWEN} train.batch_size=24 train.steps=500 optimizer.warmup_steps=50"),
+    "blocks of 128, batches of 6": Variant(f"{QWEN} model.block_size=128 train.batch_size=6"),
+    "Muon rate 0.04": Variant(f"{QWEN} optimizer.learning_rate=4e-2"),
+    "Muon rate 0.01": Variant(f"{QWEN} optimizer.learning_rate=1e-2"),
+    "as many heads of keys and values": Variant(f"{QWEN} model.n_kv_head="),
+    "680 steps": Variant(f"{QWEN} train.steps=680"),
+    "3 blocks": Variant(f"{QWEN} model.n_layer=3 model.unroll=3"),
+    "width 96, 1,300 steps": Variant(f"{QWEN} model.n_embd=96 model.n_head=3 model.n_kv_head=1 train.steps=1300"),
+    "width 64, 2,200 steps": Variant(f"{QWEN} model.n_embd=64 model.n_head=2 model.n_kv_head=1 train.steps=2200"),
+    "five minutes: qwen-tiny by Muon": Variant(LONG),
+    "five minutes: dropout 0.1": Variant(f"{LONG} model.dropout=0.1"),
+    "five minutes: 6 blocks of width 96": Variant(
+        f"{LONG} model.n_layer=6 model.unroll=6 model.n_embd=96 model.n_head=3 model.n_kv_head=1"
     ),
-    "gpt-tiny, 680 steps": Variant(f"{TINY} train.steps=680"),
-    "gpt-tiny, 3 blocks": Variant(f"{TINY} model.n_layer=3 model.unroll=3"),
-    "gpt-tiny, width 96, 1,300 steps": Variant(
-        f"{TINY} model.n_embd=96 model.n_head=3 model.n_kv_head=1 train.steps=1300"
-    ),
-    "gpt-small": Variant(SMALL),
-    "gpt-small, dropout 0.1": Variant(f"{SMALL} model.dropout=0.1"),
-    "gpt-small, weight decay 0.3": Variant(f"{SMALL} optimizer.weight_decay=0.3"),
-    "gpt-small, EMA of weights": Variant(SMALL, ema=0.998),
-    "final gpt-tiny-2019": Variant("model=gpt-tiny-2019", SEEDS, final=True),
-    "final gpt-tiny": Variant(TINY, SEEDS, final=True),
-    "final gpt-small": Variant(SMALL, SEEDS, final=True),
+    "gpt-tiny": Variant("model=gpt-tiny", SEEDS, final=True),
+    "gpt-small": Variant("model=gpt-small", SEEDS[:2], final=True),
 }
 
 

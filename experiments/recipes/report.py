@@ -6,6 +6,8 @@ from typing import Any
 
 from experiments.record import origin
 
+CHOSEN = ("gpt-tiny", "gpt-small")
+
 
 def spread(values: list[float]) -> str:
     return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
@@ -31,10 +33,8 @@ def text(results: dict[str, Any]) -> str:
         "| recipe | parameters | steps | loss | seeds | seconds | CPU seconds |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    tried = [row(name, variant) for name, variant in variants.items() if not name.startswith("final ")]
-    final = [
-        row(name.removeprefix("final "), variant) for name, variant in variants.items() if name.startswith("final ")
-    ]
+    tried = [row(name, variant) for name, variant in variants.items() if name not in CHOSEN]
+    final = [row(name, variants[name]) for name in CHOSEN]
     last = next(reversed(variants.values()))["runs"][-1]["provenance"]
     return "\n".join(
         [

@@ -45,7 +45,6 @@ FAMILIES = {
     "gpt2": ("GPT2", GPT2),
     "gpt2-untied": ("GPT2", GPT2 | {"tie_word_embeddings": False, "activation_function": "relu", "n_inner": 48}),
 }
-QUICK = ("llama", "gpt2")
 
 
 def random_network(kind: str, options: dict):
@@ -66,7 +65,7 @@ def write_tokenizer(folder):
     (folder / "tokenizer.json").write_text(tokenizer_json(TOKENIZER))
 
 
-@pytest.fixture(params=mostly_slow(FAMILIES, *QUICK))
+@pytest.fixture(params=mostly_slow(FAMILIES, "llama"))
 def theirs(request, tmp_path):
     """A directory that `transformers` wrote, and its network."""
     network = random_network(*FAMILIES[request.param])

@@ -57,7 +57,7 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         slow("babygpt-v9-layernorm", {}, "babygpt-v9-layernorm", {"norm": "rms", "qkv_bias": True}),
         slow("babygpt-v9-layernorm", {"bias": False, "head_bias": False}, "babygpt-v9-layernorm", {"norm": "rms"}),
         slow("babygpt", {"norm": "layer"}, "babygpt", {"norm": "rms"}),
-        ("babygpt-v16-gqa", SMALL, "babygpt-v15-swiglu", SMALL),  # shared keys and values are copied
+        slow("babygpt-v16-gqa", SMALL, "babygpt-v15-swiglu", SMALL),  # shared keys and values are copied
         slow("babygpt-v16-gqa", SMALL | {"n_kv_head": 1}, "babygpt-v16-gqa", SMALL | {"n_head": 8, "head_size": 8}),
         slow("babygpt-v14-rmsnorm", SMALL, "babygpt-v14-rmsnorm", SMALL | {"gated": True}),  # what is gated is 1
         slow(
