@@ -1,6 +1,9 @@
 """Import and export as their users type them."""
 
+import io
 import json
+import shutil
+from contextlib import redirect_stdout
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,19 +11,29 @@ import pytest
 from ladder import filled, small
 
 import babyjax
+from babyjax.train import main as train
 
 pytest.importorskip("safetensors")
 pytest.importorskip("tokenizers")
 TEXT = "the cat sat on the mat and the cat sat on the hat\n" * 60
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "my.txt").write_text(TEXT)
+    small_one = ["model.n_embd=16", "model.n_layer=1", "model.block_size=8", "train.steps=3", "train.batch_size=2"]
+    with redirect_stdout(io.StringIO()):
+        assert (
+            train(["model=qwen-tiny", f"data.path={folder / 'my.txt'}", f"run_dir={folder / 'run'}", *small_one]) == 0
+        )
+    return folder
+
+
 @pytest.fixture
-def run(call, tmp_path):
+def run(call, tmp_path, trained):
     """A trained run with its text, in an empty folder."""
-    (tmp_path / "my.txt").write_text(TEXT)
-    small_one = ("model.n_embd=16", "model.n_layer=1", "model.block_size=8", "train.steps=3", "train.batch_size=2")
-    status, _, err = call("train", "model=qwen-tiny", "data.path=my.txt", "run_dir=run", *small_one)
-    assert (status, err) == (0, "")
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path / "run"
 
 

@@ -34,7 +34,7 @@ def text(results: dict[str, Any]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     tried = [row(name, variant) for name, variant in variants.items() if name not in CHOSEN]
-    final = [row(name, variants[name]) for name in CHOSEN]
+    final = [row(name, variants[name]) for name in CHOSEN if name in variants]
     last = next(reversed(variants.values()))["runs"][-1]["provenance"]
     return "\n".join(
         [

@@ -97,6 +97,7 @@ def test_an_imported_network_has_their_logits_and_gradients(theirs):
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_an_imported_network_writes_their_text_and_goes_back_as_it_came(theirs, tmp_path):
     folder, network = theirs
     model, tokenizer = load_huggingface(folder)

@@ -57,6 +57,7 @@ def test_a_patched_run_goes_on_as_the_run_the_value_comes_from(model):
     chex.assert_trees_all_close(seen["final"], values["final"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_head_is_ablated_in_one_layer_alone():
     model = filled(small("gpt2"), V)
 
@@ -98,6 +99,7 @@ def test_weights_of_attention_can_be_replaced():
     np.testing.assert_allclose(heads, jnp.broadcast_to(heads[:, :, :1], heads.shape), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_is_in_what_is_captured():
     model = filled(small("babygpt-v10-dropout"), V)
     key = jax.random.key(3)

@@ -42,7 +42,7 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
     ("lower", "changes", "upper", "upper_changes"),
     [
         ("babygpt", {}, "babygpt-v2-position", {}),  # the table is 0
-        ("babygpt-v2-position", {}, "babygpt-v7-residual", {}),  # the blocks are silent
+        slow("babygpt-v2-position", {}, "babygpt-v7-residual", {}),  # the blocks are silent
         slow("babygpt-v3-attention", {}, "babygpt-v4-multihead", {"n_head": 1}),  # one head
         slow("babygpt-v4-multihead", {}, "babygpt-v5-feedforward", {}),  # ReLU where it is the identity
         slow("babygpt-v5-feedforward", {}, "babygpt-v6-blocks", {"n_layer": 1}),  # one block
