@@ -126,7 +126,7 @@ def test_muon_takes_the_kernels_of_blocks_and_adam_the_rest():
         if "blocks" in name and name.endswith("kernel"):
             for layer in np.asarray(update):
                 spectrum = np.linalg.svd(layer, compute_uv=False)
-                assert spectrum.min() > 0.3 * spectrum.max(), name
+                assert np.median(spectrum) > 0.5 * spectrum.max(), name
         else:
             np.testing.assert_allclose(update, named_arrays(expected)[name], rtol=1e-5, err_msg=name)
 
