@@ -112,7 +112,7 @@ def test_every_optimizer_learns(name):
 
 @pytest.mark.slow
 def test_muon_takes_the_kernels_of_blocks_and_adam_the_rest():
-    """The singular values of a step are those of the gradient after five steps of the polynomial, whatever their size."""
+    """The singular values of a step are those of the gradient after five steps of Muon's polynomial."""
     model = network("babygpt-v9-layernorm")
     optimizer = make_optimizer(options("optimizer=muon", "optimizer.weight_decay=0"), 10)
     adam = optax.adam(3e-3)
