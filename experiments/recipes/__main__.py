@@ -16,6 +16,7 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -100,8 +101,8 @@ def train(variant: Variant, seed: int, split: babyjax.Split, tokenizer: babyjax.
     """Train a variant with one seed. Returns its loss, that of the averaged weights, and the seconds of training."""
     config = babyjax.load_config([*variant.options.split(), f"train.seed={seed}"])
     sizes, block = config.train, config.model.window
-    optimizers.muon = partial(optax.contrib.muon, ns_steps=variant.orthogonalization)
-    optimizer = optimizers.make_optimizer(config.optimizer, sizes.steps)
+    with patch.object(optimizers, "muon", partial(optax.contrib.muon, ns_steps=variant.orthogonalization)):
+        optimizer = optimizers.make_optimizer(config.optimizer, sizes.steps)
     make_batch = shuffled_batch if variant.shuffled else batch_at
     tokens = jnp.asarray(split.train)
 
