@@ -10,7 +10,9 @@ from babyjax.errors import ConfigError
 
 COMMANDS = {
     "train": "train a model and keep the run in a directory",
+    "sweep": "find the best options for a model",
     "evaluate": "losses of a trained model over whole splits",
+    "compare": "which of several runs is better",
     "sample": "text from a trained model",
     "export": "a trained model for other programs",
     "import": "a Hugging Face model as a run",

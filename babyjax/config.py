@@ -328,6 +328,7 @@ class TrainConfig(Options):
     steps: int = size(5000, "total updates", free=True)
     batch_size: int = size(32, "windows per batch")
     seed: int = count(0, "seed of the initialization and the batches")
+    seeds: int = option(1, "seeds to train, one run each", free=True, ge=1, le=1000)
     eval_interval: int = size(500, "steps between evaluations", free=True)
     eval_tokens: int | None = size(50_000, "tokens per split for evaluation during training (empty: all)", free=True)
     grow_from: str | None = option(None, "initialize by growing this smaller run")
@@ -380,6 +381,14 @@ class Config(Options):
             raise ConfigError(f"model={names.model} is trained by {able}, not by trainer={names.trainer}")
         if isinstance(self.trainer, CountsConfig) and not model.is_v1:
             raise ConfigError(f"trainer=counts is for v1 in float32; model={names.model} with these options is not")
+        if self.train.seeds > 1 and not self.seeded:
+            raise ConfigError(f"train.seeds={self.train.seeds} needs a model that a seed changes, not {names.model}")
         if self.train.grow_from and names.trainer != "sgd":
             raise ConfigError(f"train.grow_from= is for trainer=sgd, not trainer={names.trainer}")
         return self
+
+    @property
+    def seeded(self) -> bool:
+        """Whether another `train.seed` gives another model."""
+        windows = isinstance(self.model, BigramConfig) and self.model.counting == "windows"
+        return windows or self.choices.trainer in ("sgd", "counts")

@@ -174,7 +174,8 @@ def load_config(argv: list[str]) -> Config:
         raise unknown("option", min(arguments), known)
     config = Config(choices=choices, **parts)
     _check_given(config, given)
-    return config.replace(run_dir=config.run_dir or f"checkpoints/{choices.model}-{corpus_name(config)}")
+    many = "-seeds" * (config.train.seeds > 1)
+    return config.replace(run_dir=config.run_dir or f"checkpoints/{choices.model}-{corpus_name(config)}{many}")
 
 
 def _check_given(config: Config, given: set[str]) -> None:

@@ -81,6 +81,12 @@ class Task:
         """The entropy of the training pairs in nats per token, a lower bound for models of one previous token."""
         return self.pairs.entropy("train")
 
+    def training_text(self) -> Corpus:
+        """Return the text of the training split as a corpus of its own, up to its last whole character."""
+        size = int(self.tokenizer.byte_lengths[self.split.train].sum())
+        text = self.corpus.text.encode()[:size].decode(errors="ignore")
+        return Corpus(f"{self.corpus.name}-train", text, self.corpus.entropy_rate)
+
     @cached_property
     def ngram(self) -> NGramBaseline:
         """The counted n-gram to compare with."""
@@ -95,10 +101,13 @@ def load_corpus_of(config: DataConfig, name: str) -> Corpus:
     return load_corpus(name, **source)
 
 
-def load_task(config: Config) -> Task:
-    """Load the corpus of a config, tokenize, split and count it. Raises: DataError, or ConfigError for sizes."""
-    corpus = load_corpus_of(config.data, config.choices.data)
-    tokenizer = make_tokenizer(config.data.tokenizer, corpus.text)
+def load_task(config: Config, corpus: Corpus | None = None, tokenizer: Tokenizer | None = None) -> Task:
+    """Load the corpus of a config, tokenize, split and count it.
+
+    A given `corpus` or `tokenizer` replaces that of the config. Raises: DataError, or ConfigError for sizes.
+    """
+    corpus = corpus or load_corpus_of(config.data, config.choices.data)
+    tokenizer = tokenizer or make_tokenizer(config.data.tokenizer, corpus.text)
     split = split_tokens(tokenizer.encode(corpus.text), config.model.window)
     pairs = PairCounts.from_split(split, tokenizer.vocab_size)
     parts = _load_parts(config.model, corpus, tokenizer) if isinstance(config.model, MixtureConfig) else ()

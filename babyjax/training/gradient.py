@@ -2,9 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.stages import Compiled, Wrapped
 from jaxtyping import Array, Float, Int, Key
 
 from babyjax.config import OptimizerConfig, TrainConfig
@@ -40,6 +44,49 @@ DISPATCH_SECONDS = 0.5
 HALVED_FROM = 4e8
 
 
+class _Shapes:
+    """The arguments of a program, told apart by structure, shapes and types only."""
+
+    def __init__(self, *arguments: Any):
+        leaves, tree = jax.tree.flatten(arguments)
+        self._key = tree, tuple((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves)
+        shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for leaf in leaves]
+        self.arguments = jax.tree.unflatten(tree, shapes)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Shapes) and self._key == other._key
+
+
+@lru_cache(maxsize=8)
+def _initial_state(optimizer: OptimizerConfig, steps: int, place: NamedSharding) -> Wrapped:
+    return jax.jit(lambda model: init_state(model, make_optimizer(optimizer, steps)), out_shardings=place)
+
+
+@lru_cache(maxsize=8)
+def _compiled(
+    optimizer: OptimizerConfig,
+    steps: int,
+    sizes: tuple[int, int, int],
+    mesh: Mesh,
+    nats: Callable[..., Float[Array, ""]],
+    shapes: _Shapes,
+) -> Compiled:
+    """Compile steps with batches, blocks and accumulation of `sizes`, once for runs that differ in their `Hyper`."""
+    batch_size, block_size, accumulation = sizes
+    advance = make_advance(
+        lambda rate: make_optimizer(optimizer, steps, rate),
+        batch_size,
+        block_size,
+        mesh,
+        accumulation=accumulation,
+        nats=nats,
+    )
+    return advance.lower(*shapes.arguments, 1, Hyper(0, 1.0)).compile()
+
+
 class GradientTrainer:
     """AdamW or another optimizer on random windows of `tokens`, for `train.steps` steps."""
 
@@ -54,6 +101,8 @@ class GradientTrainer:
         self._initialize, self._tokens, self._block_size = initialize, tokens, block_size
         self._train, self._optimizer, self.total_steps = train, optimizer, train.steps
         self.mesh = data_mesh(train.batch_size // train.accumulation)
+        # Without what is an argument of the compiled program.
+        self._shared: Any = optimizer.replace(learning_rate=1.0)
 
     def init(self) -> State:
         """Return the state before the first step, on every device."""
@@ -63,7 +112,7 @@ class GradientTrainer:
         require_memory(bytes_of(shapes), f"a model of {parameters:,} parameters")
         place = replicated(self.mesh)
         model = jax.jit(self._initialize, out_shardings=place)(key)
-        return jax.jit(lambda model: init_state(model, optimizer), out_shardings=place)(model)
+        return _initial_state(self._shared, self._train.steps, place)(model)
 
     def _nats(self, model: LanguageModel) -> Callable[..., Float[Array, ""]]:
         rows = self._train.batch_size // self._train.accumulation
@@ -81,15 +130,8 @@ class GradientTrainer:
         clock = time.perf_counter()
         tokens = jax.device_put(self._tokens, replicated(self.mesh))
         hyper = Hyper(train.seed, self._optimizer.learning_rate)
-        advance = make_advance(
-            lambda rate: make_optimizer(self._optimizer, steps, rate),
-            train.batch_size,
-            self._block_size,
-            self.mesh,
-            accumulation=train.accumulation,
-            nats=self._nats(state.model),
-        )
-        program = advance.lower(state, tokens, 1, hyper).compile()
+        sizes = (train.batch_size, self._block_size, train.accumulation)
+        program = _compiled(self._shared, steps, sizes, self.mesh, self._nats(state.model), _Shapes(state, tokens))
         require_memory(program_memory(program), f"a batch of {train.batch_size:,} x {self._block_size:,} tokens")
         compilation = duration(time.perf_counter() - clock)
         yield Event(step, state, np.empty(0), 0.0, note=f"compiled in {compilation} for {device_names(self.mesh)}")
