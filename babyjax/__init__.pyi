@@ -50,6 +50,7 @@ from .pictures import require_picture as require_picture
 from .recipes import presets as presets
 from .runner import grown as grown
 from .runner import introduce as introduce
+from .runner import read_losses as read_losses
 from .runner import say_ngram as say_ngram
 from .runner import say_seeds as say_seeds
 from .runner import train_one as train_one

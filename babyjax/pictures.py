@@ -29,9 +29,9 @@ def _save(figure: Any, path: Path) -> None:
         raise BabyjaxError(f"cannot draw {path}: {error.strerror}") from None
 
 
-def _band(axes: Any, places: Sequence[float], values: Any, label: str, color: str, **style: Any) -> None:
+def _band(axes: Any, places: Sequence[float | int], values: Any, label: str, color: str, **style: Any) -> None:
     """Draw the mean of rows of `values` and, around it, the 95 % interval over them."""
-    intervals = [Interval.of(column) for column in np.asarray(values).T]
+    intervals = [Interval.of(column.tolist()) for column in np.asarray(values).T]
     mean = np.array([interval.mean for interval in intervals])
     axes.plot(places, mean, label=label, color=color, **style)
     if len(values) > 1:

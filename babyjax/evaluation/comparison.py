@@ -180,7 +180,7 @@ def judge(
             return Verdict(None, f"not distinguishable: {amount}")
         return Verdict(
             better,
-            f"this model of {better} is better by {amount}; one seed says little about a recipe: train.seeds=4 says more",
+            f"this model of {better} is better by {amount}; one seed says little about a recipe, train.seeds=4 more",
         )
     if better is not None:
         return Verdict(better, f"{better} is better by {amount}")

@@ -1,0 +1,278 @@
+"""Many runs by the commands: seeds of one recipe, sweeps, and comparisons with a verdict."""
+
+import io
+import json
+import shutil
+import signal
+import xml.etree.ElementTree as ET
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import t
+
+import babyjax
+from babyjax.errors import ConfigError, RunError
+from babyjax.options import config_to_dict
+from babyjax.runs.manifest import read_manifest
+from babyjax.sweep import combinations
+from babyjax.train import main as train
+
+SYNTHETIC = ("data=synthetic", "data.length=300000", "data.states=5")
+TINY = (*SYNTHETIC, "model.n_embd=4", "train.batch_size=4", "train.steps=40", "train.eval_interval=20")
+POSITION = ("model=babygpt-v2-position", *TINY, "model.block_size=6")
+RUNS = {
+    "seeds": (*TINY, "train.seeds=3"),
+    "long": (*TINY, "train.seeds=3", "train.steps=400"),
+    "again": (*TINY, "train.seed=7"),
+    "counted": ("model=bigram", *SYNTHETIC),
+    "position": (*POSITION, "train.seeds=2"),
+    "bytes": (*TINY, "data.tokenizer=byte"),
+    "other": (*TINY, "data.seed=1"),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of the runs above."""
+    folder = tmp_path_factory.mktemp("runs")
+    with redirect_stdout(io.StringIO()):
+        for name, options in RUNS.items():
+            assert train([*options, f"run_dir={folder / name}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def compared(call, runs):
+    """`compared("seeds", "long")` is the result of comparing these runs."""
+
+    def compare(*names, **options):
+        given = [f"{key}={value}" for key, value in options.items()]
+        status, out, err = call("compare", *(str(runs / name) for name in names), "format=json", *given)
+        assert (status, err) == (0, "")
+        return json.loads(out)
+
+    return compare
+
+
+def files_of(folder):
+    """What a finished run ends with."""
+    newest = read_manifest(folder).checkpoints[-1]
+    return newest.arrays_sha256, (folder / "metrics.jsonl").read_bytes(), (folder / "result.json").read_bytes()
+
+
+def test_each_seed_is_the_run_that_training_it_alone_gives(call, runs, tmp_path):
+    assert call("train", *TINY, "train.seed=1", "run_dir=alone")[0] == 0
+    assert files_of(runs / "seeds" / "seed-1") == files_of(tmp_path / "alone")
+    assert files_of(runs / "seeds" / "seed-1")[0] != files_of(runs / "seeds" / "seed-2")[0]
+    one = babyjax.load_run(tmp_path / "alone").config
+    assert config_to_dict(babyjax.load_run(runs / "seeds" / "seed-1").config) == config_to_dict(one)
+
+
+def test_a_seed_goes_on_alone(call, runs, tmp_path):
+    folder = Path(shutil.copytree(runs / "seeds" / "seed-2", tmp_path / "mine"))
+    status, out, _ = call("train", *TINY, "train.seed=2", "train.steps=60", f"run_dir={folder}")
+    assert status == 0
+    assert "continuing from step 40" in out
+    assert babyjax.load_run(folder).step == 60
+
+
+def test_the_summary_is_students(call, runs, tmp_path):
+    summary = json.loads((runs / "seeds" / "seeds.json").read_text())
+    losses = [
+        json.loads((runs / "seeds" / f"seed-{seed}" / "result.json").read_text())["losses"]["val"]["nats_per_token"]
+        for seed in range(3)
+    ]
+    assert summary["seeds"] == [0, 1, 2]
+    assert summary["val"]["losses"] == losses
+    assert summary["val"]["deviation"] == pytest.approx(np.std(losses, ddof=1))
+    assert summary["val"]["error"] == pytest.approx(t.ppf(0.975, 2) * np.std(losses, ddof=1) / np.sqrt(3))
+    shutil.copytree(runs / "seeds", tmp_path / "here")
+    status, out, _ = call("train", *RUNS["seeds"], "run_dir=here")
+    assert status == 0
+    assert out.count("trained before") == 3
+    assert f"val {np.mean(losses):.4f} +- {summary['val']['error']:.4f} nats/token (95 % over 3 seeds" in out
+    assert "next      " in out
+    assert "compare here ANOTHER_RUN" in out
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_seeds_and_the_same_command_goes_on(call, monkeypatch):
+    from babyjax import runner
+
+    record, events = runner.evaluated, []
+
+    def interrupted(*arguments):
+        for event in record(*arguments):
+            events.append(event)
+            if len(events) == 7:
+                signal.raise_signal(signal.SIGINT)
+            yield event
+
+    monkeypatch.setattr(runner, "evaluated", interrupted)
+    status, out, _ = call("train", *RUNS["seeds"], "run_dir=here")
+    assert status == 130
+    assert "of 3 seeds are trained" in out
+    assert not Path("here/seeds.json").exists()
+    status, out, _ = call("train", *RUNS["seeds"], "run_dir=here")
+    assert status == 0
+    assert "trained before" in out
+    assert call("train", *RUNS["seeds"], "run_dir=whole")[0] == 0
+    for seed in range(3):
+        assert files_of(Path(f"here/seed-{seed}")) == files_of(Path(f"whole/seed-{seed}"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        ("train model=bigram train.seeds=2", 2, "train.seeds=2 needs a model that a seed changes, not bigram"),
+        ("train train.seeds=0", 2, "train.seeds=0 is out of range"),
+        ("train train.seeds=2 run_dir=RUN/again", 1, "holds a run of one seed; use another run_dir="),
+        ("evaluate run_dir=RUN/seeds", 1, "holds runs of several seeds; name one, as in"),
+        ("compare", 2, "name 2 to 26 runs to compare, not 0"),
+        ("compare RUN/again", 2, "name 2 to 26 runs to compare, not 1"),
+        ("compare RUN/again nowhere", 1, "there is no run in"),
+        ("compare RUN/again RUN/other", 1, "text=FILE compares both on one text"),
+        ("compare RUN/again RUN/seeds resolution=0", 2, "resolution=0.0 is out of range"),
+        ("compare RUN/again RUN/seeds strde=3", 2, "unknown option 'strde'; did you mean stride?"),
+        ("compare RUN/again RUN/position stride=7", 2, "stride=7 is longer than the block of 6"),
+        ("compare RUN/again RUN/seeds picture=x.pdf", 1, "a picture is an .svg or .png file, not x.pdf"),
+        ("compare RUN/again RUN/seeds picture=no/x.svg", 1, "there is no folder"),
+        ("compare RUN/mixed RUN/again", 1, "does not hold seeds of one recipe: step is 40 in seed-0, 400 in seed-5"),
+        ("sweep", 2, "no option has several values"),
+        ("sweep train.steps=5", 2, "no option has several values"),
+        ("sweep data.path=a,b", 2, "no option has several values"),
+        ("sweep train.steps=5,5", 2, "has a value twice"),
+        ("sweep train.steps=5,", 2, "has a value twice, or an empty one"),
+        ("sweep train.steps=5,many", 2, "train.steps=many is not an integer"),
+        ("sweep train.seed=1,2", 2, "train.seed=1,2 cannot have several values in a sweep"),
+        ("sweep model=babygpt,babygtp", 2, "unknown model 'babygtp'; did you mean babygpt?"),
+        ("sweep train.steps=5,6 run_dir=RUN/again", 1, "holds a run; use another run_dir= for a sweep"),
+    ],
+)
+def test_bad_input_gets_one_sentence(call, runs, arguments, status, sentence):
+    if not (runs / "mixed").exists():
+        shutil.copytree(runs / "seeds" / "seed-0", runs / "mixed" / "seed-0")
+        shutil.copytree(runs / "long" / "seed-1", runs / "mixed" / "seed-5")
+    found, out, err = call(*arguments.replace("RUN", str(runs)).split())
+    assert found == status
+    assert "seeds" in arguments or out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert sentence in err
+
+
+def test_a_better_recipe_is_called_better_from_both_sides(compared):
+    for names, better in ((("seeds", "long"), "B"), (("long", "seeds"), "A")):
+        found = compared(*names)["comparisons"][0]
+        assert found["better"] == better
+        assert found["verdict"].startswith(f"{better} is better by ")
+        assert abs(found["difference"]) > found["half_width"]
+        assert found["paired_by_seed"]
+        assert "train.steps" not in found["differing_options"]
+        assert found["differing_options"]["step"] == [40, 400][:: 1 if better == "B" else -1]
+
+
+def test_the_losses_are_those_of_evaluate(compared, call, runs):
+    result = compared("position", "counted")
+    for row, name in zip(result["runs"], ("position/seed-0", "counted"), strict=True):
+        status, out, _ = call("evaluate", f"run_dir={runs / name}", "split=val", "format=json")
+        assert status == 0
+        expected = json.loads(out)["splits"]["val"]
+        assert row["losses"][0] == pytest.approx(expected["nats_per_token"], rel=1e-6)
+        if row["seeds"] == [0]:
+            assert row["bits_per_byte"] == pytest.approx(expected["bits_per_byte"], rel=1e-6)
+            assert result["ngram"] == pytest.approx(expected["ngram_baseline"])
+    assert result["tokens"] == 29_999
+
+
+def test_runs_that_differ_only_in_their_seed_are_not_distinguishable(compared):
+    found = compared("seeds", "again")["comparisons"][0]
+    assert found["better"] is None
+    assert found["verdict"].startswith("not distinguishable: they differ only in their seed")
+    assert compared("seeds", "seeds")["comparisons"][0]["difference"] == 0
+
+
+def test_other_tokenizers_are_compared_in_bits_per_byte(compared):
+    result = compared("bytes", "long", "counted")
+    assert result["unit"] == "bits per byte"
+    assert [found["level"] for found in result["comparisons"]] == [0.975, 0.975]
+    assert all(row["mean"] == pytest.approx(row["bits_per_byte"]) for row in result["runs"])
+    assert result["comparisons"][1]["better"] == "C"
+    assert "one seed says little" in result["comparisons"][0]["verdict"]
+
+
+def test_where_two_runs_differ(compared, call, runs):
+    result = compared("again", "counted")
+    found = result["comparisons"][0]
+    shares = {row["token"]: row["share"] for row in found["tokens"]}
+    assert set(shares) == set("abcde")
+    assert sum(shares.values()) == pytest.approx(found["difference"])
+    assert sum(row["times"] for row in found["tokens"]) == result["tokens"]
+    largest = max(abs(b - a) for a, b in (place["nats"] for place in found["places"]))
+    per_token = runs / "nats.npz"
+    nats = []
+    for name in ("again", "counted"):
+        call("evaluate", f"run_dir={runs / name}", "split=val", f"per_token={per_token}")
+        nats.append(np.load(per_token)["val"])
+    assert largest == pytest.approx(np.abs(nats[0] - nats[1]).max(), rel=1e-4)
+
+
+def test_the_verdict_is_printed_and_drawn(call, runs):
+    status, out, _ = call("compare", str(runs / "seeds"), str(runs / "position"), "picture=compared.svg")
+    assert status == 0
+    lines = out.splitlines()
+    assert lines[0] == "on synthetic: 29,999 tokens, 29,999 bytes of the validation split"
+    assert lines[3].startswith("A  ")
+    assert "(babygpt, step 40, 3 seeds)" in lines[3]
+    assert any(line.startswith(("A is better by", "B is better by", "not distinguishable")) for line in lines)
+    assert any("they differ in" in line and "model.position (none, learned)" in line for line in lines)
+    texts = "".join(ET.parse("compared.svg").getroot().itertext())
+    assert "babygpt" in texts or Path("compared.svg").stat().st_size > 10_000
+
+
+def test_a_text_of_ones_own_settles_it_too(compared, tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("abcde" * 3000)
+    assert compared("again", "other", text=path)["corpus"] == "mine"
+
+
+def test_a_sweep_finds_the_best_and_trains_it_with_seeds(call):
+    arguments = (*TINY, "optimizer.learning_rate=1e-6,1e-1,1e6", "model.n_embd=2,4", "run_dir=here", "train.seeds=2")
+    status, out, err = call("sweep", *arguments)
+    assert (status, err) == (0, "")
+    result = json.loads(Path("here/sweep.json").read_text())
+    diverged = {row["options"]["optimizer.learning_rate"] for row in result["trials"] if row["held_out"] is None}
+    assert diverged == {"1e6"}
+    best = min(row["held_out"] for row in result["trials"] if row["held_out"] is not None)
+    assert {"options": result["best"], "held_out": best} in result["trials"]
+    assert result["best"]["optimizer.learning_rate"] == "1e-1"
+    assert "diverged" in out
+    assert Path("here/sweep.svg").exists()
+    winner = babyjax.load_run("here/winner/seed-1")
+    assert winner.config.optimizer.learning_rate == 0.1
+    assert winner.manifest.corpus.characters == 300_000
+    assert len(result["winner"]) == 2
+    # Trials have not seen the validation split, nor what they are judged on.
+    trial = babyjax.load_run("here/trials/model.n_embd=2,optimizer.learning_rate=1e-1")
+    assert trial.corpus().text == winner.corpus().text[:270_000]
+    status, out, _ = call("sweep", *arguments)
+    assert status == 0
+    assert out.count("trained before") == 6  # four trials and two seeds
+
+
+def test_combinations_are_the_product_of_the_lists():
+    found = combinations(["optimizer=adamw,lion", "train.steps=5,6,7", "train.batch_size=8"])
+    assert len(found) == 6
+    assert found[0] == {"optimizer": "adamw", "train.steps": "5"}
+    assert found[-1] == {"optimizer": "lion", "train.steps": "7"}
+    with pytest.raises(ConfigError, match="too many"):
+        combinations([f"train.{name}={','.join(map(str, range(1, 60)))}" for name in ("steps", "eval_interval")])
+
+
+def test_damaged_results_are_named(runs, tmp_path):
+    folder = Path(shutil.copytree(runs / "seeds" / "seed-0", tmp_path / "seed-0"))
+    (folder / "result.json").write_text("{")
+    with pytest.raises(RunError, match="cannot read the final losses in"):
+        babyjax.read_losses(folder)
