@@ -258,6 +258,7 @@ class SyntheticConfig(DataConfig):
 
     states: int = option(26, "states of the Markov source", ge=1, le=5000)
     length: int = size(1_000_000, "characters to draw")
+    order: int = option(1, "states that the next one depends on", ge=1, le=16)
     seed: int = count(0, "seed of the source")
 
 

@@ -111,8 +111,10 @@ def test_a_file_without_end_is_refused():
         ("bible", {}, "unknown corpus 'bible'"),
         ("pydocs", {"states": 3}, "corpus 'pydocs' has no option 'states'"),
         ("synthetic", {"sates": 3}, "corpus 'synthetic' has no option 'sates'"),
-        ("synthetic", {"states": 0}, "states and length must be at least 1, got 0 and"),
-        ("synthetic", {"length": -1}, "states and length must be at least 1"),
+        ("synthetic", {"states": 0}, "states, length and order must be at least 1, got 0, "),
+        ("synthetic", {"length": -1}, "states, length and order must be at least 1"),
+        ("synthetic", {"order": 0}, "states, length and order must be at least 1"),
+        ("synthetic", {"states": 40, "order": 3}, "40 states of order 3 have 64,000 contexts, more than 32,768"),
         ("synthetic", {"seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
@@ -231,3 +233,19 @@ def test_synthetic_entropy_lies_between_none_and_uniform(states, entropy):
     corpus = load_corpus("synthetic", states=states, length=10)
     assert corpus.entropy_rate is not None
     assert 0 <= corpus.entropy_rate <= entropy + 1e-4
+
+
+@pytest.mark.parametrize(("states", "order"), [(4, 2), (3, 4)])
+def test_synthetic_sources_of_higher_order_have_the_entropy_of_their_counts(states, order):
+    corpus = load_corpus("synthetic", states=states, length=200_000, seed=1, order=order)
+    tokens = np.array([ord(character) - ord("a") for character in corpus.text])
+
+    def entropy(context):
+        """The entropy of a token after `context` tokens, from counts."""
+        windows = np.lib.stride_tricks.sliding_window_view(tokens, context + 1) @ states ** np.arange(context + 1)[::-1]
+        counts = np.bincount(windows, minlength=states ** (context + 1)).reshape(-1, states)
+        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        return -(counts * np.log(np.where(counts > 0, share, 1))).sum() / counts.sum()
+
+    assert corpus.entropy_rate == pytest.approx(entropy(order), abs=0.01)
+    assert entropy(order - 1) > corpus.entropy_rate + 0.05
