@@ -13,6 +13,9 @@ from babyjax.errors import BabyjaxError, ConfigError
 from babyjax.files import finite_json, replace_file, user_path
 from babyjax.options import read_options
 
+# Nats by which rounding may change a log-probability. That of bfloat16 depends on the shape of a batch: 0.1 was seen.
+TOLERANCE, BFLOAT16_TOLERANCE = 1e-3, 0.5
+
 
 class EvaluateConfig(Options):
     run_dir: str | None = option(None, "run to evaluate")
@@ -21,6 +24,7 @@ class EvaluateConfig(Options):
     split: Literal["both", "train", "val"] = option("both", "splits to evaluate")
     stride: int | None = size(None, "tokens between context windows (empty: half a block)")
     adaptive: bool = option(False, "also predict each validation token and then count it (models that count)")
+    verify: bool = option(False, "check that the validation losses can be trusted")
     per_token: str | None = option(None, "write the loss of every token to this .npz file")
     format: Literal["text", "json"] = option("text", "a table, or one JSON object")
 
@@ -46,6 +50,7 @@ def evaluate(
     adaptive: bool = False,
     per_token: str | None = None,
     text: str | None = None,
+    verify: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run and return what `format=json` prints; `bigram_baseline` and `ngram_baseline` are nats per token.
 
@@ -53,7 +58,8 @@ def evaluate(
     contiguous segments of at least 5,000 tokens; it is None if a split has fewer than two. With `adaptive` the
     validation split also has what `adaptive_nats` says. `per_token` names a file for the losses of every token but the
     first of each split, and of the n-gram: arrays "val", "val_ngram", "val_adaptive" and so on, in nats. `text` names
-    a file to evaluate on instead of the run's corpus, in the same two splits.
+    a file to evaluate on instead of the run's corpus, in the same two splits. With `verify` the result also has a
+    `babyjax.Verification` of the validation split, which `format=json` prints as a dictionary.
 
     Raises: ConfigError if an option does not fit the model, RunError if the run cannot be read, BabyjaxError if the
     file cannot be written.
@@ -66,6 +72,8 @@ def evaluate(
         raise ConfigError("adaptive=true goes on counting from the run's own corpus; leave out text=")
     if adaptive and split == "train":
         raise ConfigError("adaptive=true is about the validation split; leave out split=train")
+    if verify and split == "train":
+        raise ConfigError("verify=true is about the validation split; leave out split=train")
     if adaptive:
         babyjax.require_counting(run.config, run.parts)
     path = user_path(per_token, BabyjaxError) if per_token else None
@@ -78,7 +86,7 @@ def evaluate(
     sizes = {name: int(byte_lengths[part[1:]].sum()) for name, part in tokens._asdict().items()}
     if model.max_length is not None and stride is None:
         stride = max(1, model.max_length // 2)
-    if path is None:
+    if path is None and not verify:
         losses = babyjax.make_evaluator(model, pairs, tokens, byte_lengths, stride)(model, names, progress)
         arrays = {}
     else:
@@ -94,6 +102,23 @@ def evaluate(
             splits["val"]["adaptive"] = _shown(babyjax.Nats.of_tokens(arrays["val_adaptive"], sizes["val"]))
     if path is not None:
         _save(path, arrays)
+    verification = {}
+    if verify:
+        from babyjax.evaluation.evaluator import verify_model
+
+        configs = [each.model for each in (run.config, *run.parts)]
+        rounded = any(isinstance(each, babyjax.BabyGPTConfig) and each.dtype == "bfloat16" for each in configs)
+        verification["verification"] = verify_model(
+            model,
+            tokens,
+            byte_lengths,
+            corpus.text.encode()[int(byte_lengths[tokens.train].sum()) :],  # what the training tokens leave
+            arrays["val"],
+            stride,
+            tolerance=BFLOAT16_TOLERANCE if rounded else TOLERANCE,
+            logits=isinstance(run.config.model, babyjax.BabyGPTConfig),  # other models return log-probabilities
+            progress=lambda share: progress("val again, to verify", share),
+        )
     return {
         "model": run.config.choices.model,
         "corpus": corpus.name,
@@ -104,6 +129,7 @@ def evaluate(
         "least_context": block_size - (stride or 1) + 1,
         "ngram_order": ngram.order,
         "splits": splits,
+        **verification,
     }
 
 
@@ -144,8 +170,16 @@ def main(argv: list[str]) -> None:
             adaptive=config.adaptive,
             per_token=config.per_token,
             text=config.text,
+            verify=config.verify,
         )
-    show(json.dumps(finite_json(result), allow_nan=False) if config.format == "json" else _table(config, result))
+    verification = result.get("verification")
+    if config.format == "json":
+        shown = {**result, "verification": verification.as_dict()} if verification else result
+        show(json.dumps(finite_json(shown), allow_nan=False))
+    else:
+        show(_table(config, result) + (f"\n\n{verification}" if verification else ""))
+    if verification and not verification.passed:
+        raise BabyjaxError(f"the losses cannot be trusted: {', '.join(verification.failed)} failed")
 
 
 def _table(config: EvaluateConfig, result: dict[str, Any]) -> str:

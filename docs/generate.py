@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from babyjax.compare import CompareConfig
 from babyjax.config import (
     AdamWConfig,
     BabyGPTConfig,
@@ -130,6 +131,7 @@ def options_page() -> str:
             lines += [f"Options of {title}:", "", *options_table(options, inherited), ""]
     for title, options in (
         ("evaluate", EvaluateConfig),
+        ("compare", CompareConfig),
         ("sample", SampleConfig),
         ("export", ExportConfig),
         ("import", importlib.import_module("babyjax.import").ImportConfig),

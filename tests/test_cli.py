@@ -149,8 +149,11 @@ def test_without_a_command_they_are_listed(monkeypatch, capsys, arguments):
     ("arguments", "complaint"),
     [
         (["trian"], "unknown command 'trian'; did you mean train?"),
-        (["xyz", "model=babygpt"], "unknown command 'xyz'; choose from train, evaluate, sample, "),
-        (["model=babygpt"], "the command is missing before model=babygpt; choose from train, evaluate, sample"),
+        (["xyz", "model=babygpt"], "unknown command 'xyz'; choose from train, sweep, evaluate, compare, sample, "),
+        (
+            ["model=babygpt"],
+            "the command is missing before model=babygpt; choose from train, sweep, evaluate, compare, ",
+        ),
         (["--versoin"], "unknown command '--versoin'; did you mean --version?"),
         (["a" * 10**6], "unknown command 'aaaaa"),
     ],

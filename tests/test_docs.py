@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from babyjax.compare import CompareConfig
 from babyjax.evaluate import EvaluateConfig
 from babyjax.options import load_config, read_options
 from babyjax.recipes import PRESETS, expand
 from babyjax.sample import SampleConfig
+from babyjax.sweep import combinations
 from docs.generate import pages
 from experiments.seed_comparison.claims import CLAIMS, Verdict
 
@@ -85,7 +87,13 @@ def commands() -> list[tuple[str, list[str]]]:
                 words = shlex.split(part, comments=True) if part.count('"') % 2 == part.count("'") % 2 == 0 else []
                 words = [word for word in words if "=" not in word or not word.isupper()]
                 for index, word in enumerate(words[:-1]):
-                    if word.endswith("babyjax") and words[index + 1] in ("train", "evaluate", "sample"):
+                    if word.endswith("babyjax") and words[index + 1] in (
+                        "train",
+                        "sweep",
+                        "evaluate",
+                        "compare",
+                        "sample",
+                    ):
                         found.add((words[index + 1], *words[index + 2 :]))
     return [(command, arguments) for command, *arguments in sorted(found)]
 
@@ -97,6 +105,10 @@ def test_commands_have_options_that_exist():
         match command:
             case "train":
                 load_config(arguments)
+            case "sweep":
+                assert not arguments or combinations(arguments)
+            case "compare":
+                read_options(CompareConfig, [argument for argument in arguments if "=" in argument])
             case "evaluate":
                 read_options(EvaluateConfig, arguments)
             case "sample":

@@ -15,6 +15,7 @@ from babyjax.train import main as train
 
 pytest.importorskip("safetensors")
 pytest.importorskip("tokenizers")
+pytestmark = pytest.mark.slow
 TEXT = "the cat sat on the mat and the cat sat on the hat\n" * 60
 
 

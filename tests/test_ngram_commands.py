@@ -119,6 +119,33 @@ def test_the_loss_of_every_token_can_be_saved(call, runs, tmp_path):
     assert (status, "cannot write per_token=" in err) == (1, True)
 
 
+@pytest.mark.parametrize("name", mostly_slow(["bigram", "three", "counted", "mixed", "network"], "three"))
+def test_a_run_is_verified(call, runs, name):
+    status, out, err = call("evaluate", f"run_dir={runs(name)}", "verify=true")
+    assert (status, err) == (0, "")
+    assert "\ncausal         passed" in out
+    assert f"losses         {'not checked' if name in MIXTURES else 'passed'}" in out
+    assert ("cross-fitted" in out) == (name in MIXTURES)
+    status, out, _ = call("evaluate", f"run_dir={runs(name)}", "verify=true", "format=json", "split=val")
+    assert status == 0
+    result = json.loads(out)
+    verification = result["verification"]
+    assert verification["passed"] is True
+    assert verification["tokens"] == result["splits"]["val"]["tokens"] == 128
+    assert verification["checks"]["bytes"]["detail"] == "129 bytes of 129 tokens, 129 in the text"
+    if name not in MIXTURES:
+        assert verification["nats_per_token"] == pytest.approx(result["splits"]["val"]["nats_per_token"], rel=1e-5)
+
+
+def test_losses_that_cannot_be_trusted_are_shown_and_are_an_error(call, runs, monkeypatch):
+    honest = babyjax.token_nats
+    monkeypatch.setattr(babyjax, "token_nats", lambda *arguments: honest(*arguments) * 0.9)
+    for form in ("text", "json"):
+        status, out, err = call("evaluate", f"run_dir={runs('three')}", "verify=true", f"format={form}")
+        assert (status, err) == (1, "error: the losses cannot be trusted: losses failed\n")
+        assert "128 losses, mean" in out
+
+
 def test_a_model_goes_out_and_comes_back(call, runs, tmp_path):
     status, out, _ = call("export", f"run_dir={runs('three')}", f"out={tmp_path / 'x.arpa'}")
     assert (status, out) == (0, f"written to {tmp_path / 'x.arpa'}\n")
@@ -148,6 +175,7 @@ def test_a_model_goes_out_and_comes_back(call, runs, tmp_path):
         ("train model=ngram train.grow_from={three}", 2, "train.grow_from= is for trainer=sgd"),
         ("evaluate run_dir={three} stride=2", 2, "stride= is for models with a block; ngram uses all"),
         ("evaluate run_dir={three} adaptive=true split=train", 2, "adaptive=true is about the validation split"),
+        ("evaluate run_dir={three} verify=true split=train", 2, "verify=true is about the validation split"),
         ("export run_dir={bigram}", 2, "format=hf is for networks"),
         ("export run_dir={bigram} format=arpa", 2, "format=arpa is for model=ngram"),
         ("export run_dir={three} out=none/x", 1, "cannot write"),

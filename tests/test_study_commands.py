@@ -2,10 +2,12 @@
 
 import io
 import json
+import re
 import shutil
 import signal
 import xml.etree.ElementTree as ET
 from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +37,16 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The folder of the runs above."""
+    """`runs("seeds")` is the directory of a run above, trained when it is first asked for."""
     folder = tmp_path_factory.mktemp("runs")
-    with redirect_stdout(io.StringIO()):
-        for name, options in RUNS.items():
-            assert train([*options, f"run_dir={folder / name}"]) == 0
-    return folder
+
+    @cache
+    def run(name: str) -> Path:
+        with redirect_stdout(io.StringIO()):
+            assert train([*RUNS[name], f"run_dir={folder / name}"]) == 0
+        return folder / name
+
+    return run
 
 
 @pytest.fixture
@@ -49,7 +55,7 @@ def compared(call, runs):
 
     def compare(*names, **options):
         given = [f"{key}={value}" for key, value in options.items()]
-        status, out, err = call("compare", *(str(runs / name) for name in names), "format=json", *given)
+        status, out, err = call("compare", *(str(runs(name)) for name in names), "format=json", *given)
         assert (status, err) == (0, "")
         return json.loads(out)
 
@@ -64,14 +70,14 @@ def files_of(folder):
 
 def test_each_seed_is_the_run_that_training_it_alone_gives(call, runs, tmp_path):
     assert call("train", *TINY, "train.seed=1", "run_dir=alone")[0] == 0
-    assert files_of(runs / "seeds" / "seed-1") == files_of(tmp_path / "alone")
-    assert files_of(runs / "seeds" / "seed-1")[0] != files_of(runs / "seeds" / "seed-2")[0]
+    assert files_of(runs("seeds") / "seed-1") == files_of(tmp_path / "alone")
+    assert files_of(runs("seeds") / "seed-1")[0] != files_of(runs("seeds") / "seed-2")[0]
     one = babyjax.load_run(tmp_path / "alone").config
-    assert config_to_dict(babyjax.load_run(runs / "seeds" / "seed-1").config) == config_to_dict(one)
+    assert config_to_dict(babyjax.load_run(runs("seeds") / "seed-1").config) == config_to_dict(one)
 
 
 def test_a_seed_goes_on_alone(call, runs, tmp_path):
-    folder = Path(shutil.copytree(runs / "seeds" / "seed-2", tmp_path / "mine"))
+    folder = Path(shutil.copytree(runs("seeds") / "seed-2", tmp_path / "mine"))
     status, out, _ = call("train", *TINY, "train.seed=2", "train.steps=60", f"run_dir={folder}")
     assert status == 0
     assert "continuing from step 40" in out
@@ -79,16 +85,16 @@ def test_a_seed_goes_on_alone(call, runs, tmp_path):
 
 
 def test_the_summary_is_students(call, runs, tmp_path):
-    summary = json.loads((runs / "seeds" / "seeds.json").read_text())
+    summary = json.loads((runs("seeds") / "seeds.json").read_text())
     losses = [
-        json.loads((runs / "seeds" / f"seed-{seed}" / "result.json").read_text())["losses"]["val"]["nats_per_token"]
+        json.loads((runs("seeds") / f"seed-{seed}" / "result.json").read_text())["losses"]["val"]["nats_per_token"]
         for seed in range(3)
     ]
     assert summary["seeds"] == [0, 1, 2]
     assert summary["val"]["losses"] == losses
     assert summary["val"]["deviation"] == pytest.approx(np.std(losses, ddof=1))
     assert summary["val"]["error"] == pytest.approx(t.ppf(0.975, 2) * np.std(losses, ddof=1) / np.sqrt(3))
-    shutil.copytree(runs / "seeds", tmp_path / "here")
+    shutil.copytree(runs("seeds"), tmp_path / "here")
     status, out, _ = call("train", *RUNS["seeds"], "run_dir=here")
     assert status == 0
     assert out.count("trained before") == 3
@@ -139,7 +145,7 @@ def test_ctrl_c_stops_all_seeds_and_the_same_command_goes_on(call, monkeypatch):
         ("compare RUN/again RUN/position stride=7", 2, "stride=7 is longer than the block of 6"),
         ("compare RUN/again RUN/seeds picture=x.pdf", 1, "a picture is an .svg or .png file, not x.pdf"),
         ("compare RUN/again RUN/seeds picture=no/x.svg", 1, "there is no folder"),
-        ("compare RUN/mixed RUN/again", 1, "does not hold seeds of one recipe: step is 40 in seed-0, 400 in seed-5"),
+        ("compare MIXED RUN/again", 1, "does not hold seeds of one recipe: step is 40 in seed-0, 400 in seed-5"),
         ("sweep", 2, "no option has several values"),
         ("sweep train.steps=5", 2, "no option has several values"),
         ("sweep data.path=a,b", 2, "no option has several values"),
@@ -151,11 +157,12 @@ def test_ctrl_c_stops_all_seeds_and_the_same_command_goes_on(call, monkeypatch):
         ("sweep train.steps=5,6 run_dir=RUN/again", 1, "holds a run; use another run_dir= for a sweep"),
     ],
 )
-def test_bad_input_gets_one_sentence(call, runs, arguments, status, sentence):
-    if not (runs / "mixed").exists():
-        shutil.copytree(runs / "seeds" / "seed-0", runs / "mixed" / "seed-0")
-        shutil.copytree(runs / "long" / "seed-1", runs / "mixed" / "seed-5")
-    found, out, err = call(*arguments.replace("RUN", str(runs)).split())
+def test_bad_input_gets_one_sentence(call, runs, tmp_path, arguments, status, sentence):
+    if "MIXED" in arguments:
+        shutil.copytree(runs("seeds") / "seed-0", tmp_path / "MIXED" / "seed-0")
+        shutil.copytree(runs("long") / "seed-1", tmp_path / "MIXED" / "seed-5")
+    named = re.sub(r"RUN/(\w+)", lambda match: str(runs(match[1])), arguments)
+    found, out, err = call(*named.split())
     assert found == status
     assert "seeds" in arguments or out == ""
     assert err.startswith("error: ")
@@ -176,8 +183,8 @@ def test_a_better_recipe_is_called_better_from_both_sides(compared):
 
 def test_the_losses_are_those_of_evaluate(compared, call, runs):
     result = compared("position", "counted")
-    for row, name in zip(result["runs"], ("position/seed-0", "counted"), strict=True):
-        status, out, _ = call("evaluate", f"run_dir={runs / name}", "split=val", "format=json")
+    for row, folder in zip(result["runs"], (runs("position") / "seed-0", runs("counted")), strict=True):
+        status, out, _ = call("evaluate", f"run_dir={folder}", "split=val", "format=json")
         assert status == 0
         expected = json.loads(out)["splits"]["val"]
         assert row["losses"][0] == pytest.approx(expected["nats_per_token"], rel=1e-6)
@@ -203,7 +210,7 @@ def test_other_tokenizers_are_compared_in_bits_per_byte(compared):
     assert "one seed says little" in result["comparisons"][0]["verdict"]
 
 
-def test_where_two_runs_differ(compared, call, runs):
+def test_where_two_runs_differ(compared, call, runs, tmp_path):
     result = compared("again", "counted")
     found = result["comparisons"][0]
     shares = {row["token"]: row["share"] for row in found["tokens"]}
@@ -211,16 +218,16 @@ def test_where_two_runs_differ(compared, call, runs):
     assert sum(shares.values()) == pytest.approx(found["difference"])
     assert sum(row["times"] for row in found["tokens"]) == result["tokens"]
     largest = max(abs(b - a) for a, b in (place["nats"] for place in found["places"]))
-    per_token = runs / "nats.npz"
+    per_token = tmp_path / "nats.npz"
     nats = []
     for name in ("again", "counted"):
-        call("evaluate", f"run_dir={runs / name}", "split=val", f"per_token={per_token}")
+        call("evaluate", f"run_dir={runs(name)}", "split=val", f"per_token={per_token}")
         nats.append(np.load(per_token)["val"])
     assert largest == pytest.approx(np.abs(nats[0] - nats[1]).max(), rel=1e-4)
 
 
 def test_the_verdict_is_printed_and_drawn(call, runs):
-    status, out, _ = call("compare", str(runs / "seeds"), str(runs / "position"), "picture=compared.svg")
+    status, out, _ = call("compare", str(runs("seeds")), str(runs("position")), "picture=compared.svg")
     assert status == 0
     lines = out.splitlines()
     assert lines[0] == "on synthetic: 29,999 tokens, 29,999 bytes of the validation split"
@@ -272,7 +279,7 @@ def test_combinations_are_the_product_of_the_lists():
 
 
 def test_damaged_results_are_named(runs, tmp_path):
-    folder = Path(shutil.copytree(runs / "seeds" / "seed-0", tmp_path / "seed-0"))
+    folder = Path(shutil.copytree(runs("seeds") / "seed-0", tmp_path / "seed-0"))
     (folder / "result.json").write_text("{")
     with pytest.raises(RunError, match="cannot read the final losses in"):
         babyjax.read_losses(folder)

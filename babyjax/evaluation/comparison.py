@@ -129,10 +129,10 @@ class Difference(NamedTuple):
         """Return how many seeds per side would make `half_width` at most `resolution`, None if no number would."""
         if self.of_text is None or math.isnan(self.spread):
             return None
-        for seeds in range(2, MOST_SEEDS):
+        for seeds in range(2, MOST_SEEDS + 1):
             errors, degrees = [self.of_text, self.spread / math.sqrt(seeds)], (1 if self.paired else 2) * (seeds - 1)
             error, degrees = _add(errors, [self.text_degrees, degrees])
-            if not error or t_quantile(degrees, level) * error <= resolution:
+            if t_quantile(degrees, level) * error <= resolution:
                 return seeds
         return None
 

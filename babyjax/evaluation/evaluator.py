@@ -1,15 +1,17 @@
-"""The evaluator that fits a model."""
+"""The evaluator that fits a model, and the referee of its losses."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
+import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from babyjax.counts.pairs import PairCounts
 from babyjax.data.batches import Split
 from babyjax.evaluation.losses import ContextEvaluator, ExactEvaluator, Nats
 from babyjax.evaluation.mixing import MixtureEvaluator
+from babyjax.evaluation.verify import Verification, verify
 from babyjax.models.base import LanguageModel
 from babyjax.models.mixture import Mixture
 
@@ -55,3 +57,46 @@ def token_nats(
     if isinstance(model, Mixture):
         return MixtureEvaluator(split, byte_lengths, stride).token_nats(model, name, progress)
     return ContextEvaluator.for_model(model, split, byte_lengths, stride).token_nats(model, name, progress)
+
+
+def verify_model(
+    model: LanguageModel,
+    split: Split,
+    byte_lengths: Int[np.ndarray, " V"],
+    text: bytes,
+    nats: Float[np.ndarray, " T"],
+    stride: int | None = None,
+    *,
+    logits: bool,
+    tolerance: float,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Verification:
+    """Verify a model and what `token_nats` returns for the validation split, of which `text` are the bytes.
+
+    The losses of a mixture are cross-fitted, so they are those of no single model, and are not compared.
+    """
+    windows = ContextEvaluator.for_model(model, split, byte_lengths, stride)
+    mixed = isinstance(model, Mixture)
+    verification = verify(
+        lambda tokens: _predict(model, tokens),
+        split.val,
+        block_size=windows.block_size,
+        stride=windows.stride,
+        logits=logits,
+        byte_lengths=byte_lengths,
+        text=text,
+        nats=None if mixed else nats,
+        tolerance=tolerance,
+        progress=progress,
+    )
+    if not mixed:
+        return verification
+    detail = "the mixture read here has weights fitted to this split; the losses above are cross-fitted"
+    checks = (check._replace(detail=detail) if check.name == "losses" else check for check in verification.checks)
+    return verification._replace(checks=tuple(checks))
+
+
+@jax.jit
+def _predict(model, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+    with jax.default_matmul_precision("highest"):  # as when it is evaluated
+        return model(tokens)

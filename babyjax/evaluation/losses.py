@@ -164,15 +164,19 @@ class ContextEvaluator:
         self.split, self.byte_lengths, self.block_size = split, byte_lengths, block_size
         self._limit = None if tokens is None else -(-tokens // self.stride)
 
-    def _starts(self, length: int) -> Int[np.ndarray, " K"]:
+    def starts(self, length: int) -> Int[np.ndarray, " K"]:
+        """Return where the windows of a text of `length` tokens start."""
         windows = 1 + -(-max(length - 1 - self.block_size, 0) // self.stride)
         kept = windows if self._limit is None else min(windows, self._limit)
         return np.linspace(0, windows - 1, kept).round().astype(np.int64) * self.stride
 
-    def _chunks(
+    def chunks(
         self, tokens: Int[np.ndarray, " L"], starts: Int[np.ndarray, " K"], rows: int
     ) -> Iterator[tuple[Int[np.ndarray, "R T+1"], Bool[np.ndarray, "R T"]]]:
-        """Windows and which of their targets, all tokens but the first, are scored, `rows` windows at a time."""
+        """Yield windows and which of their targets, all tokens but the first, are scored, `rows` windows at a time.
+
+        Raises: TokenError if a token id is out of range.
+        """
         places = np.arange(self.block_size)
         for first in range(0, len(starts), rows):
             start = starts[first : first + rows, None]
@@ -207,9 +211,9 @@ class ContextEvaluator:
         _check_vocabulary(model, len(self.byte_lengths))
         rows = max(1, min(WINDOW_LOGITS // (self.block_size * model.vocab_size), WINDOW_TOKENS // self.block_size))
         tokens = getattr(self.split, name)
-        starts = self._starts(len(tokens))
+        starts = self.starts(len(tokens))
         rows = min(rows, len(starts))
-        for index, (window, scored) in enumerate(self._chunks(tokens, starts, rows)):
+        for index, (window, scored) in enumerate(self.chunks(tokens, starts, rows)):
             yield np.asarray(score(model, window)), window[:, 1:], scored
             progress(name, min(1.0, (index + 1) * rows / len(starts)))
 

@@ -247,5 +247,6 @@ def test_synthetic_sources_of_higher_order_have_the_entropy_of_their_counts(stat
         share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         return -(counts * np.log(np.where(counts > 0, share, 1))).sum() / counts.sum()
 
+    assert corpus.entropy_rate is not None
     assert corpus.entropy_rate == pytest.approx(entropy(order), abs=0.01)
     assert entropy(order - 1) > corpus.entropy_rate + 0.05

@@ -60,6 +60,7 @@ def test_no_weight_is_judged_on_a_token_it_was_fitted_to():
     assert not np.allclose(second, judged[200:])
 
 
+@pytest.mark.slow
 def test_an_evaluator_cross_fits_the_validation_split_alone():
     evaluator = MixtureEvaluator(SPLIT, BYTES)
     nats, depth = evaluator.part_nats(PARTS)

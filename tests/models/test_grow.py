@@ -53,7 +53,7 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         ("babygpt", {"n_embd": 5, "head_bias": False}, "babygpt", {"n_embd": 15}),
         slow("babygpt", {"n_embd": 5}, "babygpt-v2-position", {"n_embd": 10, "block_size": 8}),
         slow("gpt2", TALL | {"vocab_size": V}, "gpt2", TALL | {"vocab_size": V, "n_layer": 6}),
-        ("babygpt-v13-rotary", SMALL, "babygpt-v14-rmsnorm", SMALL),  # the residual is centered
+        slow("babygpt-v13-rotary", SMALL, "babygpt-v14-rmsnorm", SMALL),  # the residual is centered
         slow("babygpt-v9-layernorm", {}, "babygpt-v9-layernorm", {"norm": "rms", "qkv_bias": True}),
         slow("babygpt-v9-layernorm", {"bias": False, "head_bias": False}, "babygpt-v9-layernorm", {"norm": "rms"}),
         slow("babygpt", {"norm": "layer"}, "babygpt", {"norm": "rms"}),

@@ -59,6 +59,7 @@ def test_a_step_is_adamw_on_the_gradient_of_the_batch():
     chex.assert_trees_all_close(after.model, expected, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_advance_runs_the_steps_one_by_one_with_and_without_jit():
     state, expected_losses = fresh_state(), []
     jitted = jax.jit(train_step, static_argnums=2)

@@ -1,0 +1,61 @@
+"""What can two CPU cores learn of tinyshakespeare in five minutes?
+
+    python -m experiments.five_minutes tinyshakespeare.txt [NAME ...]
+    python -m experiments.five_minutes --report
+
+The rules are in results.md. To take part, add a row to ENTRIES; its commands may be any programs.
+"""
+
+from pathlib import Path
+
+from experiments.five_minutes.report import report
+from experiments.race import Entry, race
+
+EVALUATE = "babyjax evaluate split=val stride=32 format=json run_dir="
+QUIET = "train.eval_interval=100000 checkpoint.interval=100000"  # evaluate and save at the end only
+NETWORK = f"babyjax train data.path=text.txt train.seed={{seed}} {QUIET}"
+NGRAM = "babyjax train data.path=text.txt model=ngram model.discounts=fitted run_dir=ngram"
+MIX = "babyjax train data.path=text.txt model=mixture run_dir=mixture model.parts="
+ENTRIES = {
+    "PPMd": Entry("PPMd variant I of order 6, by pyppmd", ("python -m experiments.five_minutes.ppmd text.txt",), (0,)),
+    "Kneser-Ney": Entry(
+        "the counted n-gram: order and discounts chosen on training text",
+        (NGRAM, f"{EVALUATE}ngram adaptive=true"),
+        (0,),
+        ("ngram",),
+    ),
+    "gpt-tiny-2019": Entry(
+        "GPT-2's architecture at nanoGPT's laptop size, 2,000 steps",
+        (f"{NETWORK} model=gpt-tiny-2019 run_dir=network", f"{EVALUATE}network"),
+        verified=("network",),
+    ),
+    "gpt-small": Entry(
+        "one network",
+        (f"{NETWORK} model=gpt-small train.steps=2400 run_dir=network", f"{EVALUATE}network"),
+        verified=("network",),
+    ),
+    "ensemble": Entry(
+        "two networks of half the steps, mixed",
+        (
+            f"{NETWORK} model=gpt-small train.steps=1000 run_dir=a",
+            f"{NETWORK}7 model=gpt-small train.steps=1000 run_dir=b",
+            f"{MIX}a,b",
+            f"{EVALUATE}mixture",
+        ),
+        verified=("mixture",),
+    ),
+    "mixture": Entry(
+        "one network mixed with the n-gram",
+        (
+            f"{NETWORK} model=gpt-small train.steps=2100 run_dir=network",
+            NGRAM,
+            f"{MIX}network,ngram",
+            f"{EVALUATE}mixture adaptive=true",
+        ),
+        verified=("mixture",),
+    ),
+}
+
+
+if __name__ == "__main__":
+    race(Path(__file__).parent, ENTRIES, report)
