@@ -35,7 +35,7 @@ if FAST:
     # JAX takes the flags of a program from the environment, so it would mistake these programs for optimized ones.
     jax.config.update("jax_compilation_cache_dir", f"{os.environ['BABYJAX_TEST_CACHE']}/fast")
 
-hypothesis.settings.register_profile("babyjax", deadline=None, max_examples=10 if FAST else 30, derandomize=True)
+hypothesis.settings.register_profile("babyjax", deadline=None, max_examples=6 if FAST else 30, derandomize=True)
 hypothesis.settings.load_profile("babyjax")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -224,7 +224,7 @@ def test_a_stopped_run_is_saved_and_goes_on(call, tmp_path, number, status):
 LOST = [
     pytest.param(">&-", "it is closed", marks=pytest.mark.slow),
     pytest.param(">/dev/full", "no space left on device", marks=pytest.mark.slow),
-    ("| (read line; read line)", "broken pipe"),
+    pytest.param("| (read line; read line)", "broken pipe", marks=pytest.mark.slow),
 ]
 
 

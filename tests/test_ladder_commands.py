@@ -122,6 +122,7 @@ def test_only_ascii_ends_a_text_of_bytes(call, trained):
     assert call("sample", run, "stop=.", "max_new_tokens=5")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_run_of_a_gpu_is_read_on_a_cpu(tmp_path, trained):
     """Its attention implementation may not exist here."""
     run = Path(shutil.copytree(trained("babygpt-v4-multihead"), tmp_path / "run"))

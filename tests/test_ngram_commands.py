@@ -44,7 +44,8 @@ def runs(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", mostly_slow(["three", "auto", "counted", "mixed"], "counted"))
+@pytest.mark.parametrize("name", ["three", "auto", "counted", "mixed"])
+@pytest.mark.slow
 def test_a_run_is_evaluated_and_sampled_like_any_other(call, runs, name):
     status, out, err = call("evaluate", f"run_dir={runs(name)}", "format=json")
     assert (status, err) == (0, "")

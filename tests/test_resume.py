@@ -92,6 +92,7 @@ def test_lost_checkpoints_are_made_again(tmp_path_factory, steps, interval, data
     assert sorted(os.listdir(folder / "cut" / "steps")) == sorted(map(str, saved))
 
 
+@pytest.mark.slow
 def test_another_eval_interval_keeps_the_rows_already_written(tmp_path):
     """Also the evaluation of the last step before it stopped, and a run that ended between two evaluations."""
     for steps, interval in ((8, 4), (11, 5), (14, 7), (15, 100)):

@@ -201,6 +201,7 @@ def test_runs_that_differ_only_in_their_seed_are_not_distinguishable(compared):
     assert compared("seeds", "seeds")["comparisons"][0]["difference"] == 0
 
 
+@pytest.mark.slow
 def test_other_tokenizers_are_compared_in_bits_per_byte(compared):
     result = compared("bytes", "long", "counted")
     assert result["unit"] == "bits per byte"

@@ -5,7 +5,6 @@ import jax
 import numpy as np
 import pytest
 from chains import V, names_like, random_pairs
-from ladder import mostly_slow
 from scipy.optimize import minimize
 from scipy.special import softmax
 
@@ -77,7 +76,11 @@ def test_restarts_reach_the_basin_that_few_random_starts_of_lbfgs_find():
 
 @pytest.mark.parametrize(
     ("bias", "smoothing", "penalty"),
-    mostly_slow([(True, 0.5, 0.0), (False, 0.1, 0.0), (True, 0.1, 1e-2)], (False, 0.1, 0.0)),
+    [
+        pytest.param(True, 0.5, 0.0, marks=pytest.mark.slow),
+        (False, 0.1, 0.0),
+        pytest.param(True, 0.1, 1e-2, marks=pytest.mark.slow),
+    ],
 )
 def test_the_first_order_alone_finds_what_lbfgs_finds(monkeypatch, bias, smoothing, penalty):
     monkeypatch.setattr(fit_module, "DENSE_BLOCKS", 0)  # float64, but no second order

@@ -347,7 +347,8 @@ def test_a_report_without_results_is_one_sentence(tmp_path):
         command.main([f"run_dir={tmp_path}", "--report"])
 
 
-@pytest.mark.parametrize(("width", "scheme"), [pytest.param(1280, "light", marks=pytest.mark.slow), (360, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
+@pytest.mark.slow
 def test_the_page_opens_in_a_browser(width, scheme):
     chromium = shutil.which("chromium")
     if chromium is None:

@@ -340,6 +340,7 @@ def test_pickles_are_refused_without_being_read(good):
         load_huggingface(good)
 
 
+@pytest.mark.slow
 def test_shards_and_bfloat16_are_read(good, tmp_path):
     expected, _ = load_huggingface(good)
     network = transformers.AutoModelForCausalLM.from_pretrained(good)

@@ -98,6 +98,7 @@ def test_a_rung_can_be_the_one_below_and_learns_from_there(lower, changes, upper
     )
 
 
+@pytest.mark.slow
 def test_growth_goes_on_from_rung_to_rung():
     first = filled(preset("babygpt"), V)
     third = jax.jit(lambda model: grow(grow(model, "babygpt-v2-position"), "babygpt-v8-projection"))(first)

@@ -159,6 +159,7 @@ def test_sizes_that_do_not_fit_are_refused(change, complaint):
         BabyGPT(preset("babygpt-v9-layernorm", **change), V, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_gpt2_is_initialized_as_published():
     model = BabyGPT(preset("gpt2", n_embd=96, n_layer=4, vocab_size=500), V, jax.random.key(0))
     into, back = model.blocks.attention.query, model.blocks.attention.projection

@@ -18,6 +18,7 @@ TOKENS = jnp.asarray(np.random.default_rng(2).integers(0, V, (2, 6)), jnp.int32)
 evaluate = jax.jit(lambda model, tokens: (model(tokens), model.nats(tokens), model.matched(tokens)))
 
 
+@pytest.mark.slow
 def test_probabilities_are_the_weighted_sum():
     logits, nats, matched = evaluate(Mixture(PARTS, jnp.log(WEIGHTS)), TOKENS)
     first, second = (jax.nn.softmax(part(TOKENS)) for part in PARTS)

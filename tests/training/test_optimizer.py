@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ladder import filled, mostly_slow, small
+from ladder import filled, small
 
 from babyjax import Hyper, init_state, make_advance
 from babyjax.models import make_model
@@ -52,7 +52,8 @@ def test_a_cosine_is_a_cosine():
     np.testing.assert_allclose(shape, [1.0, 0.75, 0.25], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", mostly_slow(["adamw", "muon"], "adamw"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_schedule_multiplies_the_rate_whatever_it_is(name):
     """An update at the end is `final_fraction` times that at the peak, for both rates of muon too."""
     model = network("babygpt-v6-blocks")
@@ -71,8 +72,9 @@ def test_a_schedule_multiplies_the_rate_whatever_it_is(name):
         np.testing.assert_allclose(update, 0.25 * named_arrays(first)[name], rtol=1e-4, atol=1e-9, err_msg=name)
 
 
-@pytest.mark.parametrize("name", mostly_slow(["gpt2", "babygpt-v10-dropout"], "gpt2"))
-@pytest.mark.parametrize("decay", mostly_slow(["all", "kernels"], "kernels"))
+@pytest.mark.parametrize("name", ["gpt2", "babygpt-v10-dropout"])
+@pytest.mark.parametrize("decay", ["all", "kernels"])
+@pytest.mark.slow
 def test_parameters_that_do_not_decay_stay_without_a_gradient(name, decay):
     model = network(name)
     optimizer = make_optimizer(options(f"optimizer.decay={decay}", "optimizer.weight_decay=0.5"), 10)
@@ -96,9 +98,8 @@ def test_the_gradient_is_clipped_to_its_norm():
         assert float(norm_of(updates)) == pytest.approx(float(norm), rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name", mostly_slow((name for name, (base, _) in OPTIMIZERS.items() if not isinstance(base, str)))
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, (base, _) in OPTIMIZERS.items() if not isinstance(base, str)])
 def test_every_optimizer_learns(name):
     config = small("babygpt-v10-dropout", n_layer=1)
     model = jax.jit(lambda key: make_model(config, V, key))(jax.random.key(0))
