@@ -14,6 +14,7 @@ from .data.corpus import read_corpus as read_corpus
 from .data.subwords import SubwordTokenizer as SubwordTokenizer
 from .data.tokenizer import ByteTokenizer as ByteTokenizer
 from .data.tokenizer import CharTokenizer as CharTokenizer
+from .data.tokenizer import Tokenizer as Tokenizer
 from .evaluation.adaptive import adaptive_nats as adaptive_nats
 from .evaluation.adaptive import require_counting as require_counting
 from .evaluation.comparison import Difference as Difference
@@ -48,14 +49,16 @@ from .pictures import draw_comparison as draw_comparison
 from .pictures import draw_sweep as draw_sweep
 from .pictures import require_picture as require_picture
 from .recipes import presets as presets
+from .runner import folder_of_runs as folder_of_runs
 from .runner import grown as grown
 from .runner import introduce as introduce
-from .runner import read_losses as read_losses
 from .runner import say_ngram as say_ngram
 from .runner import say_seeds as say_seeds
+from .runner import start_over as start_over
 from .runner import train_one as train_one
 from .runner import train_run as train_run
 from .runner import train_seeds as train_seeds
+from .runner import write_json as write_json
 from .runs.directory import LoadedRun as LoadedRun
 from .runs.directory import load_run as load_run
 from .runs.directory import run_folder as run_folder

@@ -103,6 +103,11 @@ def command_line(command: str, *arguments: str) -> str:
     return shlex.join([*start, command, *arguments])
 
 
+def again(argv: list[str]) -> list[str]:
+    """Return the arguments that continue what was stopped."""
+    return [argument for argument in argv if argument.partition("=")[0] != "overwrite"]
+
+
 def _as_typed(program: Path) -> str:
     """Return the shortest way to call a program from the working directory."""
     if shutil.which(program.name) == str(program):

@@ -1,6 +1,7 @@
 """`babyjax compare RUN RUN ...`: which of several runs is better, with an interval and a verdict in words."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -42,11 +43,32 @@ def help_text(argv: list[str]) -> str:
 
 
 class Member(NamedTuple):
-    """One run of a side, with its losses on the text."""
+    """One run of a side: what is known of it, without its arrays, and its losses on the text."""
 
-    run: "babyjax.LoadedRun"
+    folder: Path
+    config: Config
+    step: int
+    tokenizer: "babyjax.Tokenizer"
+    corpus: str  # name and sha256 of the text it was trained on
+    sha256: str
+    seeded: bool  # whether another seed would give another model
     scored: "babyjax.Scored"
-    positions: Any  # losses by position in the context, or None
+    positions: Any  # losses by length of the context, or None
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What makes the run, but for its seed."""
+        chosen = {
+            key: value
+            for key, value, field in options_of(self.config)
+            if not field.json_schema_extra["free"] and key not in ("train.seed", "run_dir", "overwrite")
+        }
+        names, kinds = self.config.choices, (type(self.config.model), type(self.config.optimizer))
+        return (
+            {"model": kinds[0], "trainer": names.trainer, "optimizer": kinds[1], "text": self.sha256}
+            | {"step": self.step}
+            | chosen
+        )
 
 
 class Text(NamedTuple):
@@ -72,7 +94,7 @@ def compare(
 
     Losses are in nats per token, or in bits per byte if the tokenizers differ. Only the part of the text that every run
     has scored counts. The intervals of several comparisons hold together (Bonferroni). With `positions` the result also
-    has losses by position in the context and the learning curves.
+    has losses by length of the context.
 
     Raises: ConfigError if fewer than two or too many are given, RunError if they cannot be compared.
     """
@@ -120,7 +142,17 @@ def _member(
         full = babyjax.token_nats(run.model, whole.split, byte_lengths, "val", longest)
         full = full[: len(full) // longest * longest]
         by_position = full.reshape(-1, longest).mean(axis=0) if len(full) else None
-    return Member(run, babyjax.Scored(nats, np.asarray(whole.ends[1:]), int(whole.ends[0])), by_position)
+    return Member(
+        folder,
+        run.config,
+        run.step,
+        run.tokenizer,
+        run.manifest.corpus.name,
+        run.manifest.corpus.sha256,
+        run.config.seeded or any(part.seeded for part in run.parts),
+        babyjax.Scored(nats, np.asarray(whole.ends[1:]), int(whole.ends[0])),
+        by_position,
+    )
 
 
 def _read_text(run: "babyjax.LoadedRun", text: str | None) -> Text:
@@ -139,25 +171,15 @@ def _read_text(run: "babyjax.LoadedRun", text: str | None) -> Text:
     return Text(corpus, split, ends, start)
 
 
-def _recipe(config: Config, step: int) -> dict[str, Any]:
-    """Return what makes a run, but for its seed."""
-    chosen = {
-        key: value
-        for key, value, field in options_of(config)
-        if not field.json_schema_extra["free"] and key not in ("train.seed", "run_dir", "overwrite")
-    }
-    return {"model": type(config.model), "trainer": config.choices.trainer, "step": step} | chosen
-
-
 def _check_recipe(path: str, side: list[Member]) -> None:
     """Raises: RunError if the runs below one folder differ in more than their seed."""
-    first, *others = [_recipe(member.run.config, member.run.step) for member in side]
+    first, *others = [member.recipe for member in side]
     for member, other in zip(side[1:], others, strict=True):
         for key in first | other:
             if first.get(key) != other.get(key):
                 raise RunError(
                     f"{path} does not hold seeds of one recipe: {key} is {shown(first.get(key))} in "
-                    f"{side[0].run.folder.name}, {shown(other.get(key))} in {member.run.folder.name}"
+                    f"{side[0].folder.name}, {shown(other.get(key))} in {member.folder.name}"
                 )
 
 
@@ -165,17 +187,13 @@ def _check_texts(sides: list[list[Member]], text: str | None) -> None:
     """Raises: RunError if the runs have other texts, or no part of the text in common."""
     first, *others = [member for side in sides for member in side]
     for member in others:
-        ours, theirs = (each.run.manifest.corpus for each in (first, member))
-        if not text and ours.sha256 != theirs.sha256:
+        if not text and member.sha256 != first.sha256:
             raise RunError(
-                f"{first.run.folder} has the text {ours.name}, {member.run.folder} has {theirs.name}; text=FILE "
-                "compares both on one text"
+                f"{first.folder} has the text {first.corpus}, {member.folder} has {member.corpus}; text=FILE compares "
+                "both on one text"
             )
-    start, end = (
-        choose(each(member) for side in sides for member in side)
-        for choose, each in ((max, lambda m: m.scored.start), (min, lambda m: m.scored.ends[-1]))
-    )
-    if start >= end:
+    scored = [member.scored for member in (first, *others)]
+    if max(each.start for each in scored) >= min(each.ends[-1] for each in scored):
         raise RunError("the validation splits of these runs have no text in common; their tokenizers differ too much")
 
 
@@ -186,29 +204,28 @@ def _compared(
 
     members = [member for side in sides for member in side]
     edges = babyjax.common_edges([member.scored for member in members])
-    tokenizers = {member.run.tokenizer.to_json() for member in members}
+    tokenizers = {member.tokenizer.to_json() for member in members}
     same = len(tokenizers) == 1
     first = members[0].scored
     units = np.diff(np.searchsorted(first.ends, edges, side="right")) if same else np.diff(edges)
     unit = "nats per token" if same else "bits per byte"
-    scale = 1.0 if same else 1 / np.log(2)
+    scale = 1.0 if same else 1 / math.log(2)
     level = 1 - 0.05 / (len(sides) - 1)
     compared, rows = [], []
     for name, where, side in zip(LETTERS, paths, sides, strict=False):
         nats = np.stack([member.scored.segments(edges) for member in side]) * scale
-        config = side[0].run.config
-        compared.append(babyjax.Side(nats, tuple(member.run.config.train.seed for member in side), config.seeded))
+        compared.append(babyjax.Side(nats, tuple(member.config.train.seed for member in side), side[0].seeded))
         rows.append(_row(name, where, side, nats, units, edges))
     verdicts = []
     for index in range(1, len(sides)):
-        recipes = [_recipe(sides[which][0].run.config, sides[which][0].run.step) for which in (0, index)]
+        recipes = [sides[which][0].recipe for which in (0, index)]
         difference = babyjax.Difference.between(compared[0], compared[index], units)
         verdict = babyjax.judge(
             difference,
             unit,
             names=(LETTERS[0], LETTERS[index]),
             same_recipe=recipes[0] == recipes[1] and compared[0].seeded,
-            seeds=min(len(sides[0]), len(sides[index])),
+            seeds=min([len(sides[which]) for which in (0, index) if compared[which].seeded], default=1),
             resolution=resolution,
             level=level,
         )
@@ -217,8 +234,8 @@ def _compared(
             for key, value in recipes[0].items()
             if key in recipes[1] and value != recipes[1][key]
         }
-        if "model" in differing:  # classes, which have names of their own
-            differing["model"] = [rows[0]["model"], rows[index]["model"]]
+        for name in {"model", "optimizer"} & set(differing):  # classes, which have names of their own
+            differing[name] = [getattr(sides[which][0].config.choices, name) for which in (0, index)]
         verdicts.append(
             {
                 "runs": [LETTERS[0], LETTERS[index]],
@@ -231,7 +248,7 @@ def _compared(
                 "standard_error_of_seeds": difference.of_seeds,
                 "paired_by_seed": difference.paired,
                 "differing_options": differing,
-                **(_where(sides[0], sides[index], text) if same else {}),
+                **(_where(sides[0], sides[index], text) if same and math.isfinite(difference.mean) else {}),
             }
         )
     result = {
@@ -244,7 +261,7 @@ def _compared(
         "comparisons": verdicts,
     }
     if same and path is None:
-        ngram = babyjax.ngram_baseline(text.split, members[0].run.tokenizer.vocab_size)
+        ngram = babyjax.ngram_baseline(text.split, members[0].tokenizer.vocab_size)
         result |= {"ngram_order": ngram.order, "ngram": ngram.val}
     return result
 
@@ -253,22 +270,20 @@ def _row(name: str, path: str, side: list[Member], nats: Any, units: Any, edges:
     """Return what is known of one side."""
     losses = [float(loss) for loss in nats.sum(axis=1) / units.sum()]
     interval = babyjax.Interval.of(losses)
-    size = edges[-1] - edges[0]
+    total = sum(float(member.scored.segments(edges).sum()) for member in side) / len(side)
     positions = [member.positions for member in side if member.positions is not None]
     return {
         "name": name,
         "run": path,
-        "model": side[0].run.config.choices.model,
-        "step": side[0].run.step,
-        "seeds": [member.run.config.train.seed for member in side],
+        "model": side[0].config.choices.model,
+        "step": side[0].step,
+        "seeds": [member.config.train.seed for member in side],
         "losses": losses,
         "mean": interval.mean,
         "interval": interval.error,
-        "bits_per_byte": float(
-            sum(member.scored.segments(edges).sum() for member in side) / len(side) / size * 1.4426950408889634
-        ),
+        "bits_per_byte": total / math.log(2) / int(edges[-1] - edges[0]),
         "by_position": [loss.tolist() for loss in positions],
-        "curves": [_curve(member.run.folder, member.run.step) for member in side],
+        "curves": [_curve(member.folder, member.step) for member in side],
     }
 
 
@@ -286,28 +301,32 @@ def _where(a: list[Member], b: list[Member], text: Text) -> dict[str, Any]:
     """Return the tokens and the places where two sides of one tokenizer differ most, in nats, means over seeds."""
     import numpy as np
 
-    tokenizer, targets = a[0].run.tokenizer, text.split.val[1:]
+    tokenizer, targets = a[0].tokenizer, text.split.val[1:]
     nats = [np.mean([member.scored.nats for member in side], axis=0) for side in (a, b)]
     gap = nats[1] - nats[0]
     total = np.bincount(targets, gap, tokenizer.vocab_size)
     count = np.bincount(targets, minlength=tokenizer.vocab_size)
-    order = np.argsort(total)
     tokens = [
         {
             "token": tokenizer.decode(np.array([token])),
             "times": int(count[token]),
             "share": float(total[token] / len(gap)),
         }
-        for token in dict.fromkeys([*order[:LISTED].tolist(), *order[: -LISTED - 1 : -1].tolist()])
+        for token in _extremes(total)
         if count[token]
     ]
-    order = np.argsort(gap)
     places = []
-    for place in dict.fromkeys([*order[:LISTED].tolist(), *order[: -LISTED - 1 : -1].tolist()]):
+    for place in _extremes(gap):
         before = tokenizer.decode(text.split.val[max(0, place - 39) : place + 1])
         token = tokenizer.decode(targets[place : place + 1])
         places.append({"before": before, "token": token, "nats": [float(each[place]) for each in nats]})
     return {"tokens": tokens, "places": places}
+
+
+def _extremes(values: Any) -> list[int]:
+    """Return where the smallest and the largest values are, each from the outside in."""
+    order = values.argsort().tolist()
+    return list(dict.fromkeys([*order[:LISTED], *order[: -LISTED - 1 : -1]]))
 
 
 def main(argv: list[str]) -> None:

@@ -125,4 +125,6 @@ def finite_json(value: Any) -> Any:
     """Return `value` with infinity and NaN, which JSON does not have, as null."""
     if isinstance(value, dict):
         return {key: finite_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_json(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -130,7 +130,7 @@ def _flat(name: str, node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, s
             yield from _flat(name, value, f"{prefix}{key.value}.")
 
 
-def _all_arguments(argv: list[str]) -> dict[str, str]:
+def all_arguments(argv: list[str]) -> dict[str, str]:
     """What is on the command line, on top of what is in the file it names."""
     arguments = parse_arguments(argv)
     path = arguments.pop("config", "")
@@ -142,7 +142,7 @@ def load_config(argv: list[str]) -> Config:
 
     Raises: ConfigError for an unknown option, an invalid value, or options that contradict each other.
     """
-    arguments = _all_arguments(argv)
+    arguments = all_arguments(argv)
     given = set(arguments)
     chosen = {group: arguments.pop(group) for group in GROUPS if group in arguments}
     for group, name in chosen.items():

@@ -60,7 +60,7 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
         losses.axhline(result["ngram"], color="grey", ls="--", lw=1, label=f"counted {result['ngram_order']}-gram")
         losses.legend(fontsize=8)
     losses.set_xticks(range(len(rows)), [labels[row["name"]] for row in rows], rotation=20, ha="right", fontsize=8)
-    losses.set(ylabel=unit, title="whole validation split, 95 % over seeds", xlim=(-0.5, len(rows) - 0.5))
+    losses.set(ylabel=unit, title="losses, 95 % over seeds", xlim=(-0.5, len(rows) - 0.5))
     if curved:
         curves = next(axes)
         for row in curved:
@@ -85,7 +85,7 @@ def draw_sweep(result: dict[str, Any], path: Path) -> None:
     """Draw the losses of a sweep over its first option of numbers, a line for each combination of the others."""
     from matplotlib.figure import Figure
 
-    trials = [trial for trial in result["trials"] if trial["held_out"] is not None]
+    trials = [trial for trial in result["trials"] if np.isfinite(trial["held_out"] or np.nan)]
     keys = list(trials[0]["options"])
     numbers = {key: [_number(trial["options"][key]) for trial in trials] for key in keys}
     numeric = [key for key in keys if np.isfinite(numbers[key]).all() and len(set(numbers[key])) > 1]

@@ -3,7 +3,7 @@
 from textwrap import fill
 
 import babyjax
-from babyjax.cli import command_line, complain, describe, prepare_jax, run_command, stop_signals
+from babyjax.cli import again, command_line, complain, describe, prepare_jax, run_command, stop_signals
 from babyjax.config import Config
 from babyjax.options import GROUPS, load_config, presets_of, steps_are_bound
 
@@ -63,7 +63,7 @@ def _train(
     """Train one run and say what it has learned. Returns the number of the signal that ended it, or 0."""
     with babyjax.Run.open(config, task.corpus, task.tokenizer, task.parts) as run:
         if not run.step:
-            task = babyjax.grown(config, task, screen)
+            task = babyjax.grown(config, task)
         babyjax.introduce(config, task, screen)
 
         def console(step: int, total: int | None) -> "babyjax.ConsoleSink":
@@ -79,6 +79,7 @@ def _train(
             return received
         else:
             _conclude(event, config, task, screen)
+            received = 0  # a signal in the last moment stopped nothing
         if config.model.is_v1 and not run.has_decomposition():
             with stop_signals() as signals:
                 _decompose(state.model, config, task, run, screen, signals)
@@ -90,12 +91,11 @@ def _train_seeds(
     config: Config, task: "babyjax.Task", log: "babyjax.Log | None", screen: "babyjax.Screen", argv: list[str]
 ) -> int:
     """Train a run per seed and say how they vary. Returns the number of the signal that ended it, or 0."""
-    task = babyjax.grown(config, task, screen)
     babyjax.introduce(config, task, screen)
     losses, received = babyjax.train_seeds(config, task, log, screen)
     if received:
         screen.say(f"\nstopped   {len(losses)} of {config.train.seeds} seeds are trained")
-        screen.say(f"next      {command_line('train', *_again(argv))}")
+        screen.say(f"next      {command_line('train', *again(argv))}")
     else:
         babyjax.say_seeds(config, task, losses, screen)
     return received
@@ -126,14 +126,9 @@ def _already_trained(config: Config, step: int, screen: "babyjax.Screen") -> Non
     screen.say(f"{more}overwrite=true starts over; or: {command_line('sample', f'run_dir={config.run_dir}')}")
 
 
-def _again(argv: list[str]) -> list[str]:
-    """Return the arguments that continue what was stopped."""
-    return [argument for argument in argv if argument.partition("=")[0] != "overwrite"]
-
-
 def _stopped(step: int, argv: list[str], screen: "babyjax.Screen") -> None:
     screen.say(f"\nstopped   after step {step:,}; {'saved' if step else 'nothing to save'}")
-    screen.say(f"next      {command_line('train', *_again(argv))}")
+    screen.say(f"next      {command_line('train', *again(argv))}")
 
 
 def _decompose(

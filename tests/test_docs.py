@@ -14,7 +14,7 @@ from babyjax.evaluate import EvaluateConfig
 from babyjax.options import load_config, read_options
 from babyjax.recipes import PRESETS, expand
 from babyjax.sample import SampleConfig
-from babyjax.sweep import combinations
+from babyjax.sweep import combinations, config_of
 from docs.generate import pages
 from experiments.seed_comparison.claims import CLAIMS, Verdict
 
@@ -106,7 +106,8 @@ def test_commands_have_options_that_exist():
             case "train":
                 load_config(arguments)
             case "sweep":
-                assert not arguments or combinations(arguments)
+                for chosen in combinations(arguments) if arguments else ():
+                    config_of(arguments, chosen)
             case "compare":
                 read_options(CompareConfig, [argument for argument in arguments if "=" in argument])
             case "evaluate":

@@ -59,7 +59,8 @@ def lose(run_dir: Path, steps: list[int]) -> None:
         file.write('{"step": 99, "train_')
 
 
-@settings(max_examples=2)
+@pytest.mark.slow
+@settings(max_examples=4)
 @given(data=st.data())
 def test_stopped_anywhere_with_any_checkpoint_interval(tmp_path_factory, data):
     steps = data.draw(st.integers(2, 40), label="steps")

@@ -17,8 +17,9 @@ from scipy.stats import t
 import babyjax
 from babyjax.errors import ConfigError, RunError
 from babyjax.options import config_to_dict
+from babyjax.runner import read_losses
 from babyjax.runs.manifest import read_manifest
-from babyjax.sweep import combinations
+from babyjax.sweep import combinations, name_of
 from babyjax.train import main as train
 
 SYNTHETIC = ("data=synthetic", "data.length=300000", "data.states=5")
@@ -55,7 +56,8 @@ def compared(call, runs):
 
     def compare(*names, **options):
         given = [f"{key}={value}" for key, value in options.items()]
-        status, out, err = call("compare", *(str(runs(name)) for name in names), "format=json", *given)
+        folders = [runs(name) if name in RUNS else name for name in names]
+        status, out, err = call("compare", *map(str, folders), "format=json", *given)
         assert (status, err) == (0, "")
         return json.loads(out)
 
@@ -134,7 +136,11 @@ def test_ctrl_c_stops_all_seeds_and_the_same_command_goes_on(call, monkeypatch):
     [
         ("train model=bigram train.seeds=2", 2, "train.seeds=2 needs a model that a seed changes, not bigram"),
         ("train train.seeds=0", 2, "train.seeds=0 is out of range"),
-        ("train train.seeds=2 run_dir=RUN/again", 1, "holds a run of one seed; use another run_dir="),
+        (
+            "train train.seeds=2 run_dir=RUN/again",
+            1,
+            "holds a run; many runs need a folder of their own: use another run_dir=",
+        ),
         ("evaluate run_dir=RUN/seeds", 1, "holds runs of several seeds; name one, as in"),
         ("compare", 2, "name 2 to 26 runs to compare, not 0"),
         ("compare RUN/again", 2, "name 2 to 26 runs to compare, not 1"),
@@ -152,15 +158,21 @@ def test_ctrl_c_stops_all_seeds_and_the_same_command_goes_on(call, monkeypatch):
         ("sweep train.steps=5,5", 2, "has a value twice"),
         ("sweep train.steps=5,", 2, "has a value twice, or an empty one"),
         ("sweep train.steps=5,many", 2, "train.steps=many is not an integer"),
+        ("sweep data.seed=1,2 data=synthetic", 2, "data.seed=1,2 cannot have several values in a sweep"),
+        ("sweep data=pydocs,shakespeare", 2, "data=pydocs,shakespeare cannot have several values in a sweep"),
+        ("sweep train.steps=1,2 train.grow_from=x", 2, "leave out model=mixture and train.grow_from="),
+        ("sweep train.steps=5,6 run_dir=.", 1, ". holds other files (notes.txt); use another run_dir="),
+        ("train train.seeds=2 run_dir=.", 1, ". holds other files (notes.txt); use another run_dir="),
         ("sweep train.seed=1,2", 2, "train.seed=1,2 cannot have several values in a sweep"),
         ("sweep model=babygpt,babygtp", 2, "unknown model 'babygtp'; did you mean babygpt?"),
-        ("sweep train.steps=5,6 run_dir=RUN/again", 1, "holds a run; use another run_dir= for a sweep"),
+        ("sweep train.steps=5,6 run_dir=RUN/again", 1, "holds a run; many runs need a folder of their own"),
     ],
 )
 def test_bad_input_gets_one_sentence(call, runs, tmp_path, arguments, status, sentence):
     if "MIXED" in arguments:
         shutil.copytree(runs("seeds") / "seed-0", tmp_path / "MIXED" / "seed-0")
         shutil.copytree(runs("long") / "seed-1", tmp_path / "MIXED" / "seed-5")
+    (tmp_path / "notes.txt").write_text("mine")
     named = re.sub(r"RUN/(\w+)", lambda match: str(runs(match[1])), arguments)
     found, out, err = call(*named.split())
     assert found == status
@@ -199,6 +211,50 @@ def test_runs_that_differ_only_in_their_seed_are_not_distinguishable(compared):
     assert found["better"] is None
     assert found["verdict"].startswith("not distinguishable: they differ only in their seed")
     assert compared("seeds", "seeds")["comparisons"][0]["difference"] == 0
+
+
+def test_a_mixture_of_networks_varies_with_their_seeds(call, compared, runs, tmp_path):
+    parts = f"model.parts={runs('again')},{runs('counted')}"
+    assert call("train", "model=mixture", *SYNTHETIC, parts, "run_dir=mixed")[0] == 0
+    found = compared("counted", tmp_path / "mixed")["comparisons"][0]
+    assert found["standard_error_of_seeds"] is None
+    assert found["better"] is None or "this model of" in found["verdict"]
+
+
+def test_an_infinite_loss_is_worse_than_any_other(call, compared, runs, tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("ab" * 5000 + "aabb" * 20)  # only the validation split has aa
+    for smoothing in (0, 1):
+        options = ("model=bigram", f"data.path={path}", f"model.smoothing={smoothing}", f"run_dir={smoothing}")
+        assert call("train", *options)[0] == 0
+    for names, better in ((("0", "1"), "B"), (("1", "0"), "A")):
+        found = compared(*(tmp_path / name for name in names))["comparisons"][0]
+        assert found["better"] == better
+        assert found["verdict"] == f"{better} is better: the loss of {'AB'[better == 'A']} is infinite"
+    both = compared(tmp_path / "0", tmp_path / "0")["comparisons"][0]
+    assert both["verdict"] == "not distinguishable: both losses are infinite"
+    path.write_text("ab" * 4000 + "aabb" * 20 + "ab" * 460)  # only what trials are judged on has aa
+    status, out, _ = call("sweep", "model=bigram", f"data.path={path}", "model.smoothing=0,1", "run_dir=swept")
+    assert (status, "best      model.smoothing=1" in out) == (0, True)
+
+
+def test_runs_of_other_texts_are_other_recipes(compared, tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("abcde" * 4000)
+    found = compared("again", "other", text=path)
+    assert "text" in found["comparisons"][0]["differing_options"]
+    assert "differ only in their seed" not in found["comparisons"][0]["verdict"]
+
+
+def test_seeds_of_another_length_are_not_taken_for_these(call, runs, tmp_path):
+    shutil.copytree(runs("seeds"), tmp_path / "here")
+    status, _, err = call("train", *RUNS["seeds"], "train.steps=30", "run_dir=here")
+    assert (status, "is trained for 40 steps, not 30; use another run_dir=" in err) == (1, True)
+    status, _, err = call("train", *RUNS["seeds"], "train.seeds=4", "train.eval_tokens=9", "run_dir=here")
+    assert status == 0  # every token of a v1 is scored, whatever eval_tokens says
+    status, out, _ = call("train", *RUNS["seeds"], "train.steps=30", "run_dir=here", "overwrite=true")
+    assert (status, out.count("trained before")) == (0, 0)
+    assert babyjax.load_run(tmp_path / "here" / "seed-2").step == 30
 
 
 @pytest.mark.slow
@@ -258,7 +314,7 @@ def test_a_sweep_finds_the_best_and_trains_it_with_seeds(call):
     assert result["best"]["optimizer.learning_rate"] == "1e-1"
     assert "diverged" in out
     assert Path("here/sweep.svg").exists()
-    winner = babyjax.load_run("here/winner/seed-1")
+    winner = babyjax.load_run(f"here/winner/{name_of(result['best'])}/seed-1")
     assert winner.config.optimizer.learning_rate == 0.1
     assert winner.manifest.corpus.characters == 300_000
     assert len(result["winner"]) == 2
@@ -268,6 +324,13 @@ def test_a_sweep_finds_the_best_and_trains_it_with_seeds(call):
     status, out, _ = call("sweep", *arguments)
     assert status == 0
     assert out.count("trained before") == 6  # four trials and two seeds
+
+
+def test_models_of_other_kinds_are_swept_together(call):
+    status, out, err = call("sweep", "model=bigram,babygpt", *SYNTHETIC, "train.steps=5", "run_dir=here")
+    assert (status, err) == (0, "")
+    assert "best      model=bigram" in out
+    assert "over 1 seeds" not in out
 
 
 def test_combinations_are_the_product_of_the_lists():
@@ -283,4 +346,4 @@ def test_damaged_results_are_named(runs, tmp_path):
     folder = Path(shutil.copytree(runs("seeds") / "seed-0", tmp_path / "seed-0"))
     (folder / "result.json").write_text("{")
     with pytest.raises(RunError, match="cannot read the final losses in"):
-        babyjax.read_losses(folder)
+        read_losses(folder)

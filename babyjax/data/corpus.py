@@ -131,6 +131,8 @@ def _synthetic(states: int = 26, length: int = 1_000_000, seed: int = 0, order: 
         )
     rng = np.random.default_rng(seed)
     weights = rng.dirichlet(np.full(states, 0.3), size=contexts)
+    if order > 1:  # contexts that lead only to themselves would be likely
+        weights = 0.9 * weights + 0.1 / states
     table = [sorted(rng.choice(states, size=256, p=row).tolist()) for row in weights]
     context, path = 0, np.empty(length, np.uint32)
     for position, byte in enumerate(rng.bytes(length)):

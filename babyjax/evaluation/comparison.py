@@ -50,8 +50,14 @@ class Scored(NamedTuple):
     start: int  # where the first token starts
 
     def segments(self, edges: Int[np.ndarray, " K"]) -> Float[np.ndarray, " K-1"]:
-        """Return the nats between edges in bytes; a token across an edge is divided in proportion."""
-        return np.diff(np.interp(edges, [self.start, *self.ends], np.concatenate([[0.0], np.cumsum(self.nats)])))
+        """Return the nats between edges in bytes; a token across an edge is divided in proportion.
+
+        All are infinite if the loss of a token is.
+        """
+        if not np.isfinite(self.nats).all():
+            return np.full(len(edges) - 1, np.inf)
+        ends = np.concatenate([[self.start], self.ends])
+        return np.diff(np.interp(edges, ends, np.concatenate([[0.0], np.cumsum(self.nats)])))
 
 
 def common_edges(scored: Sequence[Scored]) -> Int[np.ndarray, " K"]:
@@ -87,11 +93,16 @@ class Difference(NamedTuple):
     text_degrees: int
     seed_degrees: float
     spread: float  # the standard error of the seeds if there were one per side
+    groups: int  # of seeds that vary independently: 1 if they are paired, or if one side has none
     paired: bool
 
     @classmethod
     def between(cls, a: Side, b: Side, units: Float[np.ndarray, " K"] | Int[np.ndarray, " K"]) -> "Difference":
         """Compare two sides on segments of `units` tokens or bytes. Equal seeds are paired, others are not (Welch)."""
+        if not (np.isfinite(a.nats).all() and np.isfinite(b.nats).all()):
+            ours, theirs = (not np.isfinite(side.nats).all() for side in (a, b))
+            mean = math.nan if ours and theirs else -math.inf if ours else math.inf
+            return cls(mean, None, None, len(units) - 1, 0.0, math.nan, 0, False)
         segments = b.nats.mean(axis=0) - a.nats.mean(axis=0)
         whole = Nats.of_segments(segments, units.astype(np.int64), 1)
         losses = [side.nats.sum(axis=1) / units.sum() for side in (a, b)]
@@ -112,6 +123,7 @@ class Difference(NamedTuple):
             len(units) - 1,
             seed_degrees,
             math.sqrt(sum(variances)) if known else math.nan,
+            len(counts),
             paired,
         )
 
@@ -130,8 +142,8 @@ class Difference(NamedTuple):
         if self.of_text is None or math.isnan(self.spread):
             return None
         for seeds in range(2, MOST_SEEDS + 1):
-            errors, degrees = [self.of_text, self.spread / math.sqrt(seeds)], (1 if self.paired else 2) * (seeds - 1)
-            error, degrees = _add(errors, [self.text_degrees, degrees])
+            errors = [self.of_text, self.spread / math.sqrt(seeds)]
+            error, degrees = _add(errors, [self.text_degrees, self.groups * (seeds - 1)])
             if t_quantile(degrees, level) * error <= resolution:
                 return seeds
         return None
@@ -162,12 +174,17 @@ def judge(
     resolution: float = 0.005,
     level: float = 0.95,
 ) -> Verdict:
-    """Say which side is better, if either is. `seeds` is the smaller number of seeds of the two sides.
+    """Say which side is better, if either is. `seeds` is the smaller number of seeds of a side.
 
     Without several seeds the verdict is about the trained models, and says so. Runs of the same recipe, which differ
     only in their seed, are not distinguishable as recipes, whatever the difference between their models.
     """
     mean, half = difference.mean, difference.half_width(level)
+    if math.isnan(mean):
+        return Verdict(None, "not distinguishable: both losses are infinite")
+    if math.isinf(mean):
+        better, worse = names if mean > 0 else names[::-1]
+        return Verdict(better, f"{better} is better: the loss of {worse} is infinite")
     if half is None:
         return Verdict(None, f"not distinguishable: the text is too short to tell (difference {mean:+.4f} {unit})")
     amount = f"{abs(mean):.4f} +- {half:.4f} {unit} ({100 * level:.3g} %)"
@@ -180,7 +197,7 @@ def judge(
             return Verdict(None, f"not distinguishable: {amount}")
         return Verdict(
             better,
-            f"this model of {better} is better by {amount}; one seed says little about a recipe, train.seeds=4 more",
+            f"this model of {better} is better by {amount}; one seed says little about the recipe: use train.seeds=4",
         )
     if better is not None:
         return Verdict(better, f"{better} is better by {amount}")

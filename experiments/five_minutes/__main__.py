@@ -13,7 +13,7 @@ from experiments.race import Entry, race
 
 EVALUATE = "babyjax evaluate split=val stride=32 format=json run_dir="
 QUIET = "train.eval_interval=100000 checkpoint.interval=100000"  # evaluate and save at the end only
-NETWORK = f"babyjax train data.path=text.txt train.seed={{seed}} {QUIET}"
+NETWORK = f"babyjax train data.path=text.txt {QUIET} train.seed={{seed}}"
 NGRAM = "babyjax train data.path=text.txt model=ngram model.discounts=fitted run_dir=ngram"
 MIX = "babyjax train data.path=text.txt model=mixture run_dir=mixture model.parts="
 ENTRIES = {

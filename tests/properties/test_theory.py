@@ -109,6 +109,7 @@ def test_3_the_loss_is_the_entropy_plus_a_weighted_divergence_and_so_never_less(
     assert loss >= entropy(counts) - 1e-6
 
 
+@pytest.mark.slow
 @given(texts, seeds)
 def test_4_gradients_follow_from_the_weighted_residual_and_unseen_rows_get_exactly_none(tokens, seed):
     tokens = np.where(tokens == 2, 1, tokens)  # token 2 never occurs

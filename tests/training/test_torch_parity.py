@@ -69,7 +69,8 @@ def test_logits_and_50_steps_of_adamw_are_pytorchs(name):
     assert expected[-1] < expected[0] - 0.1
 
 
-@pytest.mark.parametrize("bias", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("bias", [True, False])
 def test_the_first_100_losses_of_the_seed_are_pytorchs(bias):
     config: Any = load_config([f"model.head_bias={bias}"])
     model = BabyGPT(config.model, V, jax.random.key(0))
