@@ -30,7 +30,7 @@ class Entry(NamedTuple):
     what: str
     commands: tuple[str, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
-    verified: tuple[str, ...] = ()  # runs to verify after the clock
+    verified: tuple[str, ...] = ()  # runs to verify after the clock, each with the options of its evaluation
     by: str = "babyjax"
 
 
@@ -61,8 +61,9 @@ def measure(entry: Entry, seed: int, text: Path) -> Results:
         found = json.loads(out)
         val = found["splits"]["val"] if "splits" in found else found
         verified = {}
-        for name in entry.verified:
-            command = f"babyjax evaluate run_dir={name} split=val stride=32 verify=true format=json"
+        for verified_run in entry.verified:
+            name, _, options = verified_run.partition(" ")
+            command = f"babyjax evaluate run_dir={name} split=val verify=true format=json {options}"
             checked = json.loads(run(command, statuses=(0, 1)))  # 1 if a check fails, which is reported
             verified[name] = checked["verification"]
     return {

@@ -21,12 +21,12 @@ ENTRIES = {
             f"{MIX}network,ngram",
             f"{EVALUATE}mixture",
         ),
-        verified=("mixture",),
+        verified=("mixture stride=32",),
     ),
     "network": Entry(
         "gpt-small",
         (f"{NETWORK} model=gpt-small run_dir=network", f"{EVALUATE}network"),
-        verified=("network",),
+        verified=("network stride=32",),
     ),
 }
 

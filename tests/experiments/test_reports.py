@@ -44,10 +44,10 @@ def test_it_runs_from_measuring_to_reporting(name, tmp_path, monkeypatch, capsys
     assert results["command"].startswith(f"python -m experiments.{name} text.txt")
 
 
-@pytest.mark.parametrize("name", ["recipes", "huggingface"])
+@pytest.mark.parametrize("name", ["recipes", "huggingface", "five_minutes", "speedrun"])
 def test_a_report_is_that_of_its_record(name, tmp_path):
     results = json.loads((HERE / name / "results.json").read_text(encoding="utf-8"))
-    import_module(f"experiments.{name}.{'report' if name == 'recipes' else '__main__'}").report(results, tmp_path)
+    import_module(f"experiments.{name}.{'__main__' if name == 'huggingface' else 'report'}").report(results, tmp_path)
     assert (tmp_path / "results.md").read_text(encoding="utf-8") == (HERE / name / "results.md").read_text("utf-8")
 
 
