@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import babyjax
 from babyjax.evaluation.comparison import Interval
-from experiments.record import Results, provenance, write_json
+from experiments.record import Results, origin, provenance, write_json
 
 
 class Entry(NamedTuple):
@@ -108,6 +108,17 @@ def table(results: Results, column: str, limit: float) -> list[str]:
             )
     head = ["| entry | by | nats per token | seeds | wall seconds | CPU seconds |", "|---|---|---:|---:|---:|---:|"]
     return [*head, *(row for _, row in sorted(rows))]
+
+
+def ending(results: Results) -> list[str]:
+    """Return what the reports end with: whether the runs passed verification, the commands, and the origin."""
+    entries = results["entries"]
+    runs = [run for entry in entries.values() for run in entry["runs"]]
+    checked = [each["passed"] for run in runs for each in run["verified"].values()]
+    lines = [f"Verified after the clock: {sum(checked)} of {len(checked)} runs passed.", ""]
+    for name, entry in entries.items():
+        lines += [f"**{name}**: {entry['what']}.", "", "```sh", *entry["commands"], "```", ""]
+    return [*lines, origin(runs[-1]["provenance"], "jax")]
 
 
 def race(folder: Path, entries: dict[str, Entry], report: Callable[[Results, Path], None]) -> None:

@@ -2,19 +2,15 @@
 
 from pathlib import Path
 
-from experiments.race import table
-from experiments.record import Results, origin
+from experiments.race import ending, table
+from experiments.record import Results
 
 SECONDS = 300
 
 
 def text(results: Results) -> str:
     """Return the report as Markdown."""
-    entries = results["entries"]
-    runs = [run for entry in entries.values() for run in entry["runs"]]
-    last, load = runs[-1]["provenance"], max(run["load_before"] for run in runs)
-    checked = [(name, run) for name, entry in entries.items() for run in entry["runs"] if run["verified"]]
-    failed = sorted({name for name, run in checked for each in run["verified"].values() if not each["passed"]})
+    load = max(run["load_before"] for entry in results["entries"].values() for run in entry["runs"])
     return "\n".join(
         [
             f"# Five minutes of two CPU cores on {results['corpus']}",
@@ -42,17 +38,9 @@ def text(results: Results) -> str:
             "",
             *table(results, "adaptive", SECONDS),
             "",
-            f"Verified: {len(checked)} runs, {'failed: ' + ', '.join(failed) if failed else 'all passed'}. "
             f"Load of the machine before a run: at most {load:.1f}.",
             "",
-            "## Entries",
-            "",
-            *(
-                line
-                for name, entry in entries.items()
-                for line in (f"**{name}**: {entry['what']}.", "", "```sh", *entry["commands"], "```", "")
-            ),
-            origin(last, "jax"),
+            *ending(results),
         ]
     )
 

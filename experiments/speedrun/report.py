@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from experiments.race import table
-from experiments.record import Results, origin
+from experiments.race import ending, table
+from experiments.record import Results
 
 GOAL = 1.4697
 
@@ -11,8 +11,6 @@ GOAL = 1.4697
 def text(results: Results) -> str:
     """Return the report as Markdown."""
     entries = results["entries"]
-    runs = [run for entry in entries.values() for run in entry["runs"]]
-    last = runs[-1]["provenance"]
     reached = {
         name: [run["seconds"] for run in entry["runs"]]
         for name, entry in entries.items()
@@ -26,7 +24,6 @@ def text(results: Results) -> str:
         for name, entry in entries.items()
         if name not in reached
     ]
-    failed = sorted({name for run in runs for name, each in run["verified"].items() if not each["passed"]})
     return "\n".join(
         [
             f"# Seconds to {GOAL} on {results['corpus']}",
@@ -44,14 +41,7 @@ def text(results: Results) -> str:
             "",
             *table(results, "static", float("inf")),
             "",
-            f"Verified: {'failed: ' + ', '.join(failed) if failed else 'all runs passed'}.",
-            "",
-            *(
-                line
-                for name, entry in entries.items()
-                for line in (f"**{name}**: {entry['what']}.", "", "```sh", *entry["commands"], "```", "")
-            ),
-            origin(last, "jax"),
+            *ending(results),
         ]
     )
 
