@@ -246,7 +246,11 @@ def grown(config: Config, task: Task) -> Task:
         raise RunError(f"train.grow_from={config.train.grow_from} was trained with another vocabulary")
     assert isinstance(config.model, BabyGPTConfig), "no other model is trained by gradient steps"
     larger = config.model
-    return replace(task, initialize=lambda key: grow(smaller.model, larger, key))
+    return replace(
+        task,
+        initialize=lambda key: grow(smaller.model, larger, key),
+        origin=f"{smaller.config.choices.model} in {config.train.grow_from}, step {smaller.step:,}",
+    )
 
 
 def introduce(config: Config, task: Task, screen: Screen) -> None:
@@ -257,7 +261,7 @@ def introduce(config: Config, task: Task, screen: Screen) -> None:
         f"vocabulary {task.tokenizer.vocab_size:,}{parameters}"
     )
     if config.train.grow_from:
-        screen.say(f"grown from {config.train.grow_from}")
+        screen.say(f"grown from {task.origin or config.train.grow_from}")
     screen.say(f"bigram entropy {task.entropy:.4f} nats/token (lower bound for models of one previous token)")
     if task.corpus.entropy_rate is not None:
         screen.say(f"source entropy {task.corpus.entropy_rate:.4f} nats/token (lower bound for any model, long run)")

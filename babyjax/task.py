@@ -70,6 +70,7 @@ class Task:
     evaluate: Evaluator
     sampled: bool  # whether `evaluate` scores some of the tokens, not all
     parts: tuple[LoadedRun, ...] = ()  # of a mixture
+    origin: str = ""  # the run that it was grown from, in words
 
     @property
     def parameters(self) -> int:
