@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
+from babyjax.data.markov import MarkovSource
 from babyjax.errors import DataError
 from babyjax.files import replace_file, user_cache
 from babyjax.text import shown
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-MOST_CONTEXTS = 1 << 15  # of a synthetic source
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
@@ -116,43 +116,16 @@ def _shakespeare(url: str = SHAKESPEARE_URL) -> Corpus:
 
 
 def _synthetic(states: int = 26, length: int = 1_000_000, seed: int = 0, order: int = 1) -> Corpus:
-    """Draw from a seeded Markov source of known entropy, in which a state depends on the last `order` states.
-
-    The next state after context i is a uniformly random entry of row i of a table with 256 columns, so all transition
-    probabilities are multiples of 1/256 and H = sum_i pi_i H(P_i), pi the stationary distribution of contexts.
-    """
+    """Draw from a seeded `MarkovSource`, in which a state depends on the last `order` states."""
     if states < 1 or length < 1 or order < 1:
         raise DataError(f"states, length and order must be at least 1, got {states}, {length} and {order}")
     if seed < 0:
         raise DataError(f"seed must be at least 0, got {seed}")
-    if (contexts := states**order) > MOST_CONTEXTS:
-        raise DataError(
-            f"{states:,} states of order {order} have {contexts:,} contexts, more than {MOST_CONTEXTS:,}; use fewer"
-        )
     rng = np.random.default_rng(seed)
-    weights = rng.dirichlet(np.full(states, 0.3), size=contexts)
-    if order > 1:  # contexts that lead only to themselves would be likely
-        weights = 0.9 * weights + 0.1 / states
-    table = [sorted(rng.choice(states, size=256, p=row).tolist()) for row in weights]
-    context, path = 0, np.empty(length, np.uint32)
-    for position, byte in enumerate(rng.bytes(length)):
-        path[position] = state = table[context][byte]
-        context = (context * states + state) % contexts
+    source = MarkovSource.random(rng, states, order)
     alphabet = np.array([ord("a") + i if states <= 26 else 0x4E00 + i for i in range(states)], "<u4")
-    return Corpus("synthetic", alphabet[path].tobytes().decode("utf-32-le"), _entropy_rate(table, states))
-
-
-def _entropy_rate(table: list[list[int]], states: int) -> float:
-    contexts = len(table)
-    transition = np.stack([np.bincount(row, minlength=states) for row in table]) / 256
-    # From the context that the text starts in. Staying half of the time changes no limit and leaves none periodic.
-    stationary, change = np.eye(1, contexts)[0], 1.0
-    while change > 1e-13:
-        moved = (stationary[:, None] * transition).reshape(states, contexts).sum(axis=0)
-        change = np.abs(moved - stationary).sum()
-        stationary = (stationary + moved) / 2
-    surprise = -np.log(transition, where=transition > 0, out=np.zeros_like(transition))
-    return float(stationary @ (transition * surprise).sum(axis=1))
+    text = alphabet[source.draw(rng, length)].tobytes().decode("utf-32-le")
+    return Corpus("synthetic", text, source.entropy_rate)
 
 
 CORPORA: dict[str, Callable[..., Corpus]] = {

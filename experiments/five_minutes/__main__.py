@@ -17,6 +17,7 @@ QUIET = "train.eval_interval=100000 train.eval_tokens=1000 checkpoint.interval=1
 NETWORK = f"babyjax train data.path=text.txt {QUIET} train.seed={{seed}}"
 NGRAM = "babyjax train data.path=text.txt model=ngram model.discounts=fitted run_dir=ngram"
 MIX = "babyjax train data.path=text.txt model=mixture train.eval_tokens=1000 run_dir=mixture model.parts="
+HALF = "model=gpt-small train.steps=1150"
 ENTRIES = {
     "PPMd": Entry("PPMd variant I of order 6, by pyppmd", ("python -m experiments.five_minutes.ppmd text.txt",), (0,)),
     "Kneser-Ney": Entry(
@@ -32,14 +33,13 @@ ENTRIES = {
     ),
     "gpt-small": Entry(
         "one network",
-        (f"{NETWORK} model=gpt-small train.steps=2400 run_dir=network", f"{EVALUATE}network"),
+        (f"{NETWORK} model=gpt-small train.steps=2100 run_dir=network", f"{EVALUATE}network"),
         verified=("network stride=32",),
     ),
     "ensemble": Entry(
-        "two networks of half the steps, mixed",
+        "two networks of about half the steps, trained side by side and mixed",
         (
-            f"{NETWORK} model=gpt-small train.steps=1000 run_dir=a",
-            f"{NETWORK}7 model=gpt-small train.steps=1000 run_dir=b",
+            f"{NETWORK} {HALF} run_dir=a & {NETWORK}7 {HALF} run_dir=b && wait",
             f"{MIX}a,b",
             f"{EVALUATE}mixture",
         ),
@@ -48,8 +48,7 @@ ENTRIES = {
     "mixture": Entry(
         "one network mixed with the n-gram",
         (
-            f"{NETWORK} model=gpt-small train.steps=2100 run_dir=network",
-            NGRAM,
+            f"{NGRAM} & {NETWORK} model=gpt-small train.steps=1850 run_dir=network && wait",
             f"{MIX}network,ngram",
             f"{EVALUATE}mixture adaptive=true",
         ),
