@@ -116,7 +116,7 @@ def load_task(config: Config, corpus: Corpus | None = None, tokenizer: Tokenizer
     initialize = partial(make_model, config.model, tokenizer.vocab_size, parts=models)
     model = jax.eval_shape(initialize, jax.random.key(0))
     evaluate = make_evaluator(model, pairs, split, tokenizer.byte_lengths, tokens=tokens)
-    sampled = model.max_length is not None and tokens is not None and tokens < max(map(len, split))
+    sampled = model.max_length is not None and tokens is not None
     return Task(corpus, tokenizer, split, pairs, model, initialize, evaluate, sampled, parts)
 
 

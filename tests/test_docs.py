@@ -167,7 +167,10 @@ def test_readmes_fit_a_page(name):
 
 
 def test_figures_in_the_readmes_are_on_record():
-    names = {f"experiments/{name}/results.md" for name in ("speed", "speed/laptop", "ladder", "ngram", "recipes")}
+    names = {
+        f"experiments/{name}/results.md"
+        for name in ("speed", "speed/laptop", "reference", "ngram", "recipes", "five_minutes", "speedrun")
+    }
     recorded = Counter(numbers("".join(text_of(name) for name in names if (ROOT / name).exists())))
     shown = []
     for name in READMES:
@@ -176,20 +179,29 @@ def test_figures_in_the_readmes_are_on_record():
         assert len(shown[-1]) > 15
         assert [figure for figure in shown[-1] if figure not in recorded] == [], name
     assert shown[0] == shown[1]
-    losses = {row["rung"]: row["val"] for row in record("ladder")["rungs"]}
-    said = [losses[rung] for rung in ("babygpt", "babygpt-v9-layernorm", "babygpt-v10-dropout")]
-    assert min(losses.values()) == said[1]
-    assert all(f"{nats:.4f}" in text_of(name) for nats in said for name in READMES)
 
 
-def test_what_is_said_of_the_ladder_and_of_growth_is_on_record():
-    ladder, pairs = record("ladder"), record("growth")["pairs"]
-    losses = {row["rung"]: row["val"] for row in ladder["rungs"]}
-    text = text_of("docs/ladder.md")
-    for nats in (losses["babygpt"], min(losses.values()), losses["babygpt-v10-dropout"]):
+def test_what_is_said_of_the_ladder_is_on_record():
+    reference, text = record("reference")["tinyshakespeare"], text_of("docs/ladder.md")
+    names = [name for name in reference["rungs"] if name.startswith("babygpt")][:10]
+    verdicts = {name: reference["rungs"][name] for name in names}
+    listed = re.findall(r"^- (Better|Worse|Not distinguishable): ((?:.|\n(?!-))*)", text, re.MULTILINE)
+    said = {figure: kind for kind, part in listed for figure in re.findall(r"[-+]\d\.\d{4}\s±\s\d\.\d{4}", part)}
+    kinds = {"B": "Better", "A": "Worse", None: "Not distinguishable"}
+    assert said == {
+        f"{row['difference']:+.4f} ± {row['half_width']:.4f}": kinds[row["better"]] for row in verdicts.values()
+    }
+    means = {name: row["mean"] for name, row in verdicts.items()}
+    for nats in (means["babygpt"], min(means.values()), *(reference["ngrams"][order] for order in "34")):
         assert f"{nats:.4f}" in text
-    assert all(f"{ladder['ngrams'][order]:.4f}" in text for order in "34")
-    assert min(losses, key=losses.__getitem__) == "babygpt-v9-layernorm"
+    assert min(means, key=means.__getitem__) == "babygpt-v9-layernorm"
+    assert all(
+        f"{means[name]:.4f}" in text_of(page) for name in ("babygpt", "babygpt-v9-layernorm") for page in READMES
+    )
+
+
+def test_what_is_said_of_growth_is_on_record():
+    pairs = record("growth")["pairs"]
 
     def total(pair, initialization, share):
         return sum(run[initialization][int(share * len(run[initialization])) - 1] for run in pair["runs"])
@@ -240,5 +252,5 @@ def test_what_is_said_of_the_seed_is_on_record():
     for verdict, *tallies in said:
         assert [int(tally) for tally in tallies] == [report.count(f"**{verdict}**") for report in reports]
     assert f"{len(CLAIMS)} claims" in text
-    recorded = numbers("".join(reports)) + numbers(text_of("experiments/ladder/results.md"))
+    recorded = numbers("".join(reports)) + numbers(text_of("experiments/reference/results.md"))
     assert [figure for figure in numbers(text[text.index("What the") :]) if figure not in recorded] == []

@@ -26,7 +26,7 @@ class MarkovSource:
 
     @classmethod
     def random(cls, rng: np.random.Generator, states: int, order: int) -> "MarkovSource":
-        """Draw a source whose rows have Dirichlet distributions: around the row of the context without its oldest state.
+        """Draw a source whose rows are Dirichlet distributed around the row of the context without its oldest state.
 
         So every state of the context tells something, as in language. Raises: DataError if it would have too many
         contexts.

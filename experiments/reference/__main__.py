@@ -53,26 +53,30 @@ def babyjax_command(*arguments: str) -> list[str]:
 
 
 def climb(name: str, text: Path, tokens: int, work: Path) -> Results:
-    """Choose the learning rate of a rung and train it with every seed, in a folder of `work`."""
+    """Choose the learning rate of a rung, train it with every seed, and verify its first, in a folder of `work`."""
     options = [f"model={name}", f"data.path={text}", f"run_dir={work / name}"]
     if not RUNGS[name]:
         subprocess.run(babyjax_command("train", *options), check=True)
-        return {"rates": {}}
+        return {"rates": {}, "verified": verified(work / name)}
     config = babyjax.load_config(options)
-    steps = tokens // (config.train.batch_size * config.model.block_size)
-    quiet = (f"train.eval_interval={steps}", f"checkpoint.interval={steps}", "train.eval_tokens=1000000000")
+    steps = tokens // (config.train.batch_size * config.model.window)
+    quiet = (f"train.eval_interval={steps}", f"checkpoint.interval={steps}", "train.eval_tokens=")
     rates = f"optimizer.learning_rate={RUNGS[name]}"
     command = ("sweep", *options, rates, f"train.steps={steps}", f"train.seeds={SEEDS}", *quiet)
     subprocess.run(babyjax_command(*command), check=True)
     found = json.loads((work / name / "sweep.json").read_text(encoding="utf-8"))
     held_out = {trial["options"]["optimizer.learning_rate"]: trial["held_out"] for trial in found["trials"]}
-    best = found["best"]["optimizer.learning_rate"]
-    return {
+    row = {"rates": held_out, "rate": found["best"]["optimizer.learning_rate"]}
+    return row | {
         "parameters": babyjax.load_task(config).parameters,
-        "batch": [steps, config.train.batch_size, config.model.block_size],
-        "rates": held_out,
-        "rate": best,
+        "batch": [steps, config.train.batch_size, config.model.window],
+        "verified": verified(run_of(name, row, work) / "seed-0"),
     }
+
+
+def verified(run: Path) -> bool:
+    """Return whether a run passes the checks of `babyjax.verify`."""
+    return answer("evaluate", f"run_dir={run}", "split=val", "verify=true")["verification"]["passed"]
 
 
 def run_of(name: str, row: Results, work: Path) -> Path:
@@ -80,11 +84,10 @@ def run_of(name: str, row: Results, work: Path) -> Path:
     return work / name / "winner" / f"optimizer.learning_rate={row['rate']}" if row["rates"] else work / name
 
 
-def compared(below: Path, above: Path) -> Results:
-    """Return what `babyjax compare` says of two rungs."""
-    command = babyjax_command("compare", str(below), str(above), "format=json")
-    out = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
-    return json.loads(out)
+def answer(*arguments: str) -> Results:
+    """Return the JSON object that a command of babyjax prints, also if it ends with status 1."""
+    command = babyjax_command(*arguments, "format=json")
+    return json.loads(subprocess.run(command, check=False, stdout=subprocess.PIPE, encoding="utf-8").stdout)
 
 
 def measure(text: Path, names: list[str], tokens: int, work: Path, kept: Results, keep: Callable[[], None]) -> None:
@@ -105,7 +108,7 @@ def measure(text: Path, names: list[str], tokens: int, work: Path, kept: Results
     rungs = results["rungs"]
     for below, above in pairwise(rungs):
         if rungs[above].get("below") != below or above in names:
-            found = compared(*(run_of(name, rungs[name], work) for name in (below, above)))
+            found = answer("compare", *(str(run_of(name, rungs[name], work)) for name in (below, above)))
             for name, row in zip((below, above), found["runs"], strict=True):
                 rungs[name] |= {key: row[key] for key in ("losses", "mean", "interval", "bits_per_byte")}
             verdict = found["comparisons"][0]

@@ -45,8 +45,10 @@ def section(name: str, results: Results) -> list[str]:
         f"- Not distinguishable: {', '.join(same) or 'none'}.",
         f"- The best counted n-gram has order {order} and {ngrams[order]:.4f}.",
         f"- The chosen learning rate is the largest or smallest that was tried: {', '.join(edges) or 'none'}.",
+        f"- Verified (`evaluate verify=true`, the first seed): {sum(row['verified'] for row in rungs.values())} of "
+        f"{len(rungs)} rungs passed.",
         "",
-        "| rung | parameters | steps x batch x block | rate | nats per token | bits per byte | against the rung below |",
+        "| rung | parameters | steps x batch x block | rate | nats per token | bits per byte | and the rung below |",
         "|:---|---:|---:|---:|---:|---:|:---|",
     ]
     for rung, row in rungs.items():
@@ -63,25 +65,25 @@ def section(name: str, results: Results) -> list[str]:
 def text(results: Results) -> str:
     """Return the report as Markdown."""
     rows = [row for corpus in results.values() for row in corpus["rungs"].values() if "provenance" in row]
-    commands = dict.fromkeys(origin(row["provenance"], "jax") for row in rows)
+    commands = dict.fromkeys(f"{origin(row['provenance'], 'jax')}\n" for row in rows)
     return "\n".join(
         [
             "# Reference losses of the ladder",
             "",
-            "Every rung learns from the same number of tokens. Its learning rate is the best of three for the last tenth",
-            "of the training split (`babyjax sweep`); the validation split takes no part in the choice. Losses are means",
-            "over seeds ± half a 95 % interval for new seeds, on every token of the validation split that all compared",
-            "runs have scored. A network of block T predicts from the last T / 2 to T tokens.",
+            "Every rung learns from the same number of tokens. Its learning rate is the best of three for the last",
+            "tenth of the training split (`babyjax sweep`); the validation split takes no part in the choice. Losses",
+            "are means over seeds ± half a 95 % interval for new seeds, on every token of the validation split but its",
+            "first. A network of block T predicts from the last T / 2 to T tokens.",
             "",
-            "The last column is the verdict of `babyjax compare`: the difference to the rung above it in the table, with",
-            "a 95 % interval over text and seeds. Each interval holds for itself, not all of them together.",
+            "The last column is the verdict of `babyjax compare`: the difference to the row above, with a 95 %",
+            "interval over text and seeds. Each interval holds for itself, not all of them together.",
             "",
             "v11 and v12 (10.8 million parameters) are left out: such a budget is too small for them.",
             "",
             *(line for name, corpus in results.items() for line in section(name, corpus)),
             *commands,
         ]
-    )
+    ).rstrip()
 
 
 def draw(name: str, results: Results, path: Path) -> None:

@@ -29,7 +29,7 @@ from experiments.scaling.report import report
 
 MODULE = "experiments.scaling"
 STATES, ORDER, BLOCK_SIZE, BATCH_SIZE = 8, 4, 32, 32
-WIDTHS, SEEDS, VALIDATION = (8, 16, 32, 64), range(5), 1 << 18
+WIDTHS, SEEDS, VALIDATION = (8, 16, 32, 64), range(3), 1 << 18
 TOKENS = tuple(BATCH_SIZE * BLOCK_SIZE * steps for steps in (250, 500, 1000, 2000))
 
 
@@ -86,9 +86,12 @@ def fit(
     def misfit_of_all(x: Float[np.ndarray, " 5"]) -> Float[np.ndarray, " K"]:
         return np.log(np.maximum(x[4], 1e-9) + np.exp(predicted(x))) - np.log(floor + excess)
 
-    starts = [(a, np.log(alpha), b, np.log(beta)) for a in (0, 4) for b in (0, 4) for alpha in (0.3, 1) for beta in (0.3, 1)]
+    starts = [
+        (a, np.log(alpha), b, np.log(beta)) for a in (0, 4) for b in (0, 4) for alpha in (0.3, 1) for beta in (0.3, 1)
+    ]
     known = min(
-        (least_squares(lambda x: predicted(x) - np.log(excess), start) for start in starts), key=lambda found: found.cost
+        (least_squares(lambda x: predicted(x) - np.log(excess), start) for start in starts),
+        key=lambda found: found.cost,
     )
     free = min((least_squares(misfit_of_all, (*start, floor)) for start in starts), key=lambda found: found.cost)
     return {
@@ -110,7 +113,9 @@ def measure(seed: int, widths: Sequence[int], tokens: Sequence[int], validation:
             parameters, excess = network(text, width, count, seed)
             rows.append({"width": width, "parameters": parameters, "tokens": count, "excess": excess})
             print(seed, rows[-1], flush=True)
-    sizes, counts, excesses = (np.array([row[key] for row in rows], float) for key in ("parameters", "tokens", "excess"))
+    sizes, counts, excesses = (
+        np.array([row[key] for row in rows], float) for key in ("parameters", "tokens", "excess")
+    )
     counted = [ngram(text, count) for count in tokens]
     slope = np.polyfit(np.log(tokens), np.log([excess for _, excess in counted]), 1)[0]
     return {
@@ -140,7 +145,11 @@ def main() -> None:
     out = options.out or folder
     if not options.report:
         prepare_jax()
-        widths, tokens, validation = (WIDTHS[:2], [BATCH_SIZE * BLOCK_SIZE * steps for steps in (3, 6)], 4000) if options.quick else (WIDTHS, TOKENS, VALIDATION)
+        widths, tokens, validation = (
+            (WIDTHS[:2], [BATCH_SIZE * BLOCK_SIZE * steps for steps in (3, 6)], 4000)
+            if options.quick
+            else (WIDTHS, TOKENS, VALIDATION)
+        )
         seeds = SEEDS[:2] if options.quick else SEEDS
         runs = [measure(seed, widths, tokens, validation) for seed in seeds]
         out.mkdir(parents=True, exist_ok=True)

@@ -36,13 +36,14 @@ def text(results: Results) -> str:
     lines = [
         "# Scaling with a known floor",
         "",
-        f"Markov sources of order {results['order']} with {results['states']} states (`data=synthetic data.order={results['order']}`): "
-        f"{results['states'] ** results['order']:,} contexts, entropy {shown([run['entropy_rate'] for run in runs])} nats",
-        "per token. Networks: gpt-tiny's architecture and recipe with 2 layers, other widths and blocks of "
-        f"{results['block_size']}; its learning rate was",
-        "tuned for none of them. Excess: the loss on validation tokens minus what the source itself loses on the same",
-        f"tokens, in nats per token. {len(runs)} seeds, each of which draws a source, a text and a network; mean ± half a",
-        "95 % interval.",
+        f"Markov sources of order {results['order']} with {results['states']} states (`data=synthetic`): "
+        f"{results['states'] ** results['order']:,} contexts,",
+        f"entropy {shown([run['entropy_rate'] for run in runs])} nats per token. Networks: gpt-tiny's architecture and "
+        "recipe with 2 layers,",
+        f"other widths, and blocks of {results['block_size']}; its learning rate was tuned for none of them. Excess: "
+        "the loss on validation",
+        f"tokens minus what the source itself loses on them, in nats per token. {len(runs)} seeds, each",
+        "of which draws a source, a text and a network; mean ± half a 95 % interval.",
         "",
         "| parameters | " + " | ".join(f"{count:,} tokens" for count in tokens) + " |",
         "|---:|" + "---:|" * len(tokens),
@@ -65,7 +66,7 @@ def text(results: Results) -> str:
         "",
         f"With the known floor the fit misses the logarithm of the excess by {shown(fits['residual'], 3)} (root mean "
         "square).",
-        f"The n-gram's excess falls as D^-β with β = {shown([run['ngram_beta'] for run in runs], 3)}; a table of counts "
+        f"The n-gram's excess falls as D^-β with β = {shown([run['ngram_beta'] for run in runs], 3)}; a table "
         "that has seen every context often has β = 1.",
         "",
         origin(results, "jax"),

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from ladder import mostly_slow
 
@@ -13,7 +14,7 @@ from babyjax import load_corpus
 from experiments.record import run_experiment
 
 HERE = Path(__file__).parents[2] / "experiments"
-PICTURES = {"ladder": "ladder.svg", "growth": None, "rank_frontier": "frontier.svg", "ngram": "ngram.svg"}
+PICTURES = {"growth": None, "rank_frontier": "frontier.svg", "ngram": "ngram.svg"}
 
 
 def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +31,7 @@ def test_what_is_written_is_on_record(name, tmp_path, monkeypatch):
     assert picture is None or (tmp_path / picture).read_text(encoding="utf-8").endswith("</svg>\n")
 
 
-@pytest.mark.parametrize("name", mostly_slow(PICTURES, "ladder"))
+@pytest.mark.parametrize("name", mostly_slow(PICTURES, "rank_frontier"))
 def test_it_runs_from_measuring_to_reporting(name, tmp_path, monkeypatch, capsys):
     if name == "ngram":
         pytest.importorskip("pyppmd")
@@ -44,7 +45,7 @@ def test_it_runs_from_measuring_to_reporting(name, tmp_path, monkeypatch, capsys
     assert results["command"].startswith(f"python -m experiments.{name} text.txt")
 
 
-@pytest.mark.parametrize("name", ["recipes", "huggingface", "five_minutes", "speedrun"])
+@pytest.mark.parametrize("name", ["recipes", "huggingface", "five_minutes", "speedrun", "reference", "scaling"])
 def test_a_report_is_that_of_its_record(name, tmp_path):
     results = json.loads((HERE / name / "results.json").read_text(encoding="utf-8"))
     import_module(f"experiments.{name}.{'__main__' if name == 'huggingface' else 'report'}").report(results, tmp_path)
@@ -101,5 +102,55 @@ def test_a_growth_report_counts_seeds():
 @pytest.mark.parametrize("arguments", [(), ("text.txt", "--report"), ("text.txt", "--quick")])
 def test_contradicting_arguments_are_refused(arguments, monkeypatch, capsys):
     with pytest.raises(SystemExit):
-        run("ladder", *arguments, monkeypatch=monkeypatch)
+        run("growth", *arguments, monkeypatch=monkeypatch)
     assert "give a text file, or --report" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_rungs_are_measured_once_and_compared_with_the_one_below(tmp_path, monkeypatch, capfd):
+    reference = import_module("experiments.reference.__main__")
+    path, out = tmp_path / "text.txt", tmp_path / "out"
+    path.write_text(load_corpus("synthetic", states=4, length=300_000).text, encoding="utf-8")
+    monkeypatch.setattr(reference, "SEEDS", 3)
+    monkeypatch.setattr(reference, "ORDERS", 2)
+    monkeypatch.setitem(reference.RUNGS, "babygpt", "1e-3,3e-2")
+    options = ("--tokens", "2560", "--work", str(tmp_path / "work"), "--out", str(out))
+    monkeypatch.setattr(sys, "argv", ["reference", str(path), "bigram", "babygpt", *options])
+    reference.main()
+    first = capfd.readouterr().out
+    reference.main()
+    assert "trained before" in capfd.readouterr().out
+    assert "trained before" not in first
+    found = json.loads((out / "results.json").read_text(encoding="utf-8"))["text"]
+    bigram, network = found["rungs"]["bigram"], found["rungs"]["babygpt"]
+    assert (network["rate"], network["batch"], len(network["losses"])) == ("3e-2", [10, 32, 8], 3)
+    assert (network["better"], network["below"]) == ("A", "bigram")
+    assert network["difference"] == pytest.approx(network["mean"] - bigram["mean"])
+    assert bigram["mean"] == pytest.approx(found["ngrams"]["2"], abs=0.01)
+    assert "worse than bigram: +" in (out / "results.md").read_text(encoding="utf-8")
+    assert (out / "text.svg").exists()
+    monkeypatch.setattr(sys, "argv", ["reference", str(path), "other"])
+    with pytest.raises(SystemExit):
+        reference.main()
+    assert "unknown rung: other" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_excess_losses_are_measured_and_reported(tmp_path, monkeypatch, capsys):
+    scaling = import_module("experiments.scaling.__main__")
+    monkeypatch.setattr(sys, "argv", ["scaling", "--quick", "--out", str(tmp_path)])
+    scaling.main()
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert [len(run["networks"]) for run in results["runs"]] == [4, 4]
+    assert all(0 < row["excess"] < 5 for run in results["runs"] for row in run["networks"] + run["ngrams"])
+    assert all(abs(run["floor"] - run["entropy_rate"]) < 0.1 for run in results["runs"])
+    assert (tmp_path / "scaling.svg").exists()
+
+
+def test_the_fit_finds_exponents_and_floor():
+    scaling = import_module("experiments.scaling.__main__")
+    sizes, tokens = (side.ravel() for side in np.meshgrid(10.0 ** np.arange(2, 6), 4.0 ** np.arange(8, 12)))
+    found = scaling.fit(sizes, tokens, 30 * sizes**-0.7 + 200 * tokens**-0.5, 1.25)
+    assert [found[key] for key in ("alpha", "alpha_free")] == pytest.approx([0.7] * 2, abs=1e-3)
+    assert [found[key] for key in ("beta", "beta_free")] == pytest.approx([0.5] * 2, abs=1e-3)
+    assert abs(found["floor_error"]) < 1e-3
