@@ -101,7 +101,7 @@ def draw(name: str, results: Results, path: Path) -> None:
         axes.annotate(
             f"counted {order}-gram: {ngrams[order]:.3f}",
             (0, ngrams[order]),
-            xytext=(0, 3),
+            xytext=(0, -10),
             textcoords="offset points",
             color="dimgrey",
             fontsize=8,

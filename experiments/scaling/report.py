@@ -65,7 +65,8 @@ def text(results: Results) -> str:
         f"| fitted floor minus the entropy, nats per token | 0 | {shown(fits['floor_error'])} |",
         "",
         f"With the known floor the fit misses the logarithm of the excess by {shown(fits['residual'], 3)} (root mean "
-        "square).",
+        "square), so",
+        "sums of powers describe these networks roughly. A fit that has to find the floor too absorbs that misfit in it.",
         f"The n-gram's excess falls as D^-β with β = {shown([run['ngram_beta'] for run in runs], 3)}; a table "
         "that has seen every context often has β = 1.",
         "",
@@ -99,6 +100,7 @@ def draw(results: Results, path: Path) -> None:
         axes.set(xscale="log", yscale="log", xlabel=name)
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
+    left.set_ylim(bottom=2e-4)  # room for the legend below the n-gram
     left.set_ylabel("loss above the source's (nats per token)")
     figure.suptitle(f"Excess loss on Markov sources of order {results['order']}, 95 % intervals")
     save_svg(figure, path)
