@@ -66,7 +66,7 @@ def text(results: Results) -> str:
         "",
         f"With the known floor the fit misses the logarithm of the excess by {shown(fits['residual'], 3)} (root mean "
         "square), so",
-        "sums of powers describe these networks roughly. A fit that has to find the floor too absorbs the misfit in it.",
+        "sums of powers describe these networks roughly. A fit that has to find the floor too puts the misfit in it.",
         f"The n-gram's excess falls as D^-β with β = {shown([run['ngram_beta'] for run in runs], 3)}; a table "
         "that has seen every context often has β = 1.",
         "",
