@@ -28,18 +28,19 @@ class MarkovSource:
     def random(cls, rng: np.random.Generator, states: int, order: int) -> "MarkovSource":
         """Draw a source whose rows are Dirichlet distributed around the row of the context without its oldest state.
 
-        So every state of the context tells something, as in language. Raises: DataError if it would have too many
-        contexts.
+        So every state of the context carries information. Raises: DataError if there would be too many contexts.
         """
         if (contexts := states**order) > MOST_CONTEXTS:
             raise DataError(
                 f"{states:,} states of order {order} have {contexts:,} contexts, more than {MOST_CONTEXTS:,}; use fewer"
             )
         weights = rng.dirichlet(np.full(states, CONCENTRATION), size=states)
-        for _ in range(1, order):  # around what the context tells without its oldest state
-            smooth = 0.9 * np.tile(weights, (states, 1)) + 0.1 / states  # no context leads only to itself
-            weights = rng.standard_gamma(states * CONCENTRATION * smooth)
-            weights /= weights.sum(axis=1, keepdims=True)
+        for level in range(1, order + 1):
+            if level > 1:
+                weights = rng.standard_gamma(states * CONCENTRATION * np.tile(weights, (states, 1)))
+                weights /= weights.sum(axis=1, keepdims=True)
+            if order > 1:  # contexts that lead only to themselves would be likely
+                weights = 0.9 * weights + 0.1 / states
         return cls(states, order, np.stack([np.sort(rng.choice(states, size=ENTRIES, p=row)) for row in weights]))
 
     def draw(self, rng: np.random.Generator, length: int) -> Int[np.ndarray, " L"]:
@@ -57,11 +58,12 @@ class MarkovSource:
         return np.stack([np.bincount(row, minlength=self.states) for row in self.table]) / ENTRIES
 
     def nats(self, path: Int[np.ndarray, " L"]) -> Float[np.ndarray, " L"]:
-        """Return -log p of each state of a path from the start, in nats: no model can expect to lose less."""
+        """Return -log p of each state of a path from the start, in nats, infinite if it cannot follow."""
         context = np.zeros(len(path), np.int64)
         for distance in range(1, self.order + 1):
             context[distance:] += path[:-distance] * self.states ** (distance - 1)
-        return -np.log(self.probabilities[context, path])
+        with np.errstate(divide="ignore"):
+            return -np.log(self.probabilities[context, path])
 
     @property
     def entropy_rate(self) -> float:

@@ -30,7 +30,7 @@ from experiments.scaling.report import report
 MODULE = "experiments.scaling"
 STATES, ORDER, BLOCK_SIZE, BATCH_SIZE = 8, 4, 32, 32
 WIDTHS, SEEDS, VALIDATION = (8, 16, 32, 64), range(3), 1 << 18
-TOKENS = tuple(BATCH_SIZE * BLOCK_SIZE * steps for steps in (250, 500, 1000, 2000))
+TOKENS = tuple(BATCH_SIZE * BLOCK_SIZE * steps for steps in (250, 500, 1000))
 
 
 class Text(NamedTuple):

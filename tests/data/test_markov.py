@@ -35,6 +35,11 @@ def test_older_states_tell_something_too():
     assert abs(rows.mean(axis=0) - rows.mean(axis=(0, 1))).mean() > apart / 2 > 0.02
 
 
+@given(st.integers(2, 4), st.integers(2, 3), st.integers(0, 99))
+def test_no_source_of_higher_order_ends_in_one_state(states, order, seed):
+    assert MarkovSource.random(np.random.default_rng(seed), states, order).entropy_rate > 0.05
+
+
 def test_too_many_contexts_are_refused():
     with pytest.raises(DataError, match="32,769 contexts"):
         MarkovSource.random(np.random.default_rng(0), 32_769, 1)
