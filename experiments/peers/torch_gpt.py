@@ -192,7 +192,13 @@ def adamw(model: TorchGPT, config: AdamWConfig) -> torch.optim.AdamW:
     rest = [p for p in model.parameters() if all(p is not other for other in decayed)]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps)
+    return torch.optim.AdamW(
+        groups,
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=model.head.weight.is_cuda,  # nanoGPT's choice
+    )
 
 
 def optimizers(model: TorchGPT, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
