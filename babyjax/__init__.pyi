@@ -49,6 +49,7 @@ from .pictures import draw_comparison as draw_comparison
 from .pictures import draw_sweep as draw_sweep
 from .pictures import require_picture as require_picture
 from .recipes import presets as presets
+from .runner import Job as Job
 from .runner import folder_of_runs as folder_of_runs
 from .runner import grown as grown
 from .runner import introduce as introduce

@@ -5,6 +5,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -24,6 +25,7 @@ from babyjax.sinks import Log, Sink, Sinks, open_sinks
 from babyjax.sinks.console import Screen
 from babyjax.task import Task, make_trainer
 from babyjax.training.events import Event, State, evaluated
+from babyjax.training.gradient import GradientTrainer
 
 SEEDS = "seeds.json"
 
@@ -36,51 +38,84 @@ class Trained(NamedTuple):
     received: int
 
 
-def train_run(
-    run: Run,
-    config: Config,
-    task: Task,
-    log: Log | None,
-    screen: Screen,
-    console: Callable[[int, int | None], Sink],
-) -> Trained:
-    """Train an open run to its end or to a signal. `console` makes what shows it from its step and its last step.
+class Job(NamedTuple):
+    """An open run, and what is trained in it."""
+
+    run: Run
+    config: Config
+    task: Task
+
+
+Console = Callable[[int, int | None], Sink]
+
+
+def train_run(job: Job, log: Log | None, screen: Screen, console: Console) -> Trained:
+    """Train a run to its end or to a signal. `console` makes what shows it from its step and its last step.
 
     Raises: DivergenceError if the loss becomes NaN or infinite, RunError if the directory is not writable.
     """
+    (trained,) = train_side_by_side([job], log, screen, console)
+    return trained
+
+
+def train_side_by_side(jobs: Sequence[Job], log: Log | None, screen: Screen, console: Console) -> list[Trained]:
+    """Train runs that differ only in their seeds and are at one step. Only the first is shown. Raises: as `train_run`."""
+    config = jobs[0].config
+    pauses = config.train.eval_interval, config.checkpoint.interval
     with screen.status("compiling"):
-        trainer = make_trainer(config, task)
-        state = run.restore(trainer.init())
-        events = trainer.run(state, (config.train.eval_interval, config.checkpoint.interval))
-        event = next(events, None)
-    if event is None:
-        return Trained(state, None, 0)
-    run.begin()
-    show = console(run.step, trainer.total_steps)
-    with open_sinks(show, log, run.folder, run.step, config_to_dict(config)) as sinks:
-        event, received = _record(chain([event], events), config, task, run, sinks)
-    for failure in sinks.failures:
+        trainers = [make_trainer(job.config, job.task) for job in jobs]
+        states = [job.run.restore(trainer.init()) for job, trainer in zip(jobs, trainers, strict=True)]
+        trainer = trainers[0]
+        if len(jobs) == 1:
+            rows = ((event,) for event in trainer.run(states[0], pauses))
+        else:
+            assert isinstance(trainer, GradientTrainer), "others make no use of a seed"
+            rows = trainer.run_side_by_side(states, [job.config.train.seed for job in jobs], pauses)
+        events = next(rows, None)
+    if events is None:
+        return [Trained(state, None, 0) for state in states]
+    for job in jobs:
+        job.run.begin()
+    step = jobs[0].run.step
+    shows = [console(step, trainer.total_steps), *[None] * (len(jobs) - 1)]
+    with ExitStack() as stack:
+        sinks = [
+            stack.enter_context(open_sinks(show, log, job.run.folder, step, config_to_dict(job.config)))
+            for job, show in zip(jobs, shows, strict=True)
+        ]
+        events, received = _record(chain([events], rows), jobs, sinks)
+    for failure in dict.fromkeys(failure for each in sinks for failure in each.failures):
         complain(f"warning: {failure}")
-    return Trained(event.state, event, received)
+    return [Trained(event.state, event, received) for event in events]
 
 
-def _record(events: Iterator[Event], config: Config, task: Task, run: Run, sinks: Sinks) -> tuple[Event, int]:
-    """Evaluate, save and show events until the last or a signal. Returns the event, and the signal's number or 0."""
-    event, interval = None, config.train.eval_interval
+def _record(
+    rows: Iterator[tuple[Event, ...]], jobs: Sequence[Job], sinks: Sequence[Sinks]
+) -> tuple[Sequence[Event], int]:
+    """Evaluate, save and show the events of jobs, a row at a time, until the last or a signal.
+
+    Returns the last row, and the signal's number or 0.
+    """
+    events, interval = (), jobs[0].config.train.eval_interval
     with stop_signals() as received:
         try:
-            for event in evaluated(events, task.evaluate, interval):
-                run.record(event, evaluated=event.step % interval == 0)
-                sinks(event)
+            for row in rows:
+                events = [evaluated(event, job.task.evaluate, interval) for event, job in zip(row, jobs, strict=True)]
+                for event, job, show in zip(events, jobs, sinks, strict=True):
+                    job.run.record(event, evaluated=event.step % interval == 0)
+                    show(event)
                 if received:
                     break
-            assert event is not None, "a trainer yields at least one event"
-            run.save(event)
+            assert events, "a trainer yields at least one event"
+            for event, job in zip(events, jobs, strict=True):
+                job.run.save(event)
         except DivergenceError as error:
-            run.wait()
-            raise DivergenceError(f"{error}; {run.kept()}") from error
-        run.wait()
-    return event, received[0] if received else 0
+            for job in jobs:
+                job.run.wait()
+            raise DivergenceError(f"{error}; {jobs[0].run.kept()}") from error
+        for job in jobs:
+            job.run.wait()
+    return events, received[0] if received else 0
 
 
 class BarSink:
@@ -157,29 +192,59 @@ def start_over(configs: Sequence[Config], task: Task) -> None:
                 run.begin()
 
 
-def train_one(config: Config, task: Task, log: Log | None, screen: Screen, name: str) -> tuple[Losses | None, str, int]:
-    """Train one of many runs, or read its losses if it is trained.
+class Done(NamedTuple):
+    """How one of many runs ended: its losses, None if a signal ended it, and how it went, in words."""
 
-    Returns its losses, None if a signal ended it, how it went, and the number of a signal that came, or 0.
+    losses: Losses | None
+    how: str
+
+
+def train_one(config: Config, task: Task, log: Log | None, screen: Screen, name: str) -> tuple[Done, int]:
+    """Train one of many runs, or read its losses if it is trained. Returns also the number of a signal, or 0."""
+    (done,), received = train_many([config], task, log, screen, name)
+    return done, received
+
+
+def train_many(
+    configs: Sequence[Config], task: Task, log: Log | None, screen: Screen, name: str
+) -> tuple[list[Done], int]:
+    """Train runs that differ only in their seeds side by side, or read their losses if they are trained.
+
+    Returns how each ended, and the number of the signal that ended them, or 0.
     """
-    start = time.perf_counter()
-    with Run.open(config, task.corpus, task.tokenizer, task.parts) as run:
-        if not run.step:
-            task = grown(config, task)
-        _, event, received = train_run(
-            run, config, task, log, screen, lambda step, total: BarSink(screen, name, step, total)
-        )
+    start, trained, received = time.perf_counter(), {}, 0
+    with ExitStack() as stack:
+        jobs = []
+        for config in configs:
+            run = stack.enter_context(Run.open(config, task.corpus, task.tokenizer, task.parts))
+            jobs.append(Job(run, config, task if run.step else grown(config, task)))
+        for step in sorted({job.run.step for job in jobs}, reverse=True):
+            group = [job for job in jobs if job.run.step == step]
+            ended = train_side_by_side(group, log, screen, lambda step, total: BarSink(screen, name, step, total))
+            trained |= {job.run.folder: each.event for job, each in zip(group, ended, strict=True)}
+            received = max(received, *(each.received for each in ended))
+            if received:
+                break
+    took = f"{time.perf_counter() - start:.1f} s{' side by side' * (len(configs) > 1)}"
+    return [_done(job, trained, took) for job in jobs], received
+
+
+def _done(job: Job, trained: dict[Path, Event | None], took: str) -> Done:
+    config, folder = job.config, job.run.folder
+    if folder not in trained:
+        return Done(None, f"left at step {job.run.step:,}")
+    event = trained[folder]
     if event is not None and not event.last:
-        return None, f"stopped after step {event.step:,}", received
-    losses = read_losses(run.folder)
+        return Done(None, f"stopped after step {event.step:,}")
+    losses = read_losses(folder)
     if event is not None:
-        return losses, f"{time.perf_counter() - start:.1f} s", received
+        return Done(losses, took)
     if config.choices.trainer == "sgd" and losses.step != config.train.steps:
         raise RunError(
             f"{config.run_dir} is trained for {losses.step:,} steps, not {config.train.steps:,}; use another run_dir=, "
             "or overwrite=true to replace it"
         )
-    return losses, "trained before", received
+    return Done(losses, "trained before")
 
 
 def train_seeds(config: Config, task: Task, log: Log | None, screen: Screen) -> tuple[list[Losses], int]:
@@ -194,22 +259,33 @@ def train_seeds(config: Config, task: Task, log: Log | None, screen: Screen) -> 
     start_over(configs, task)
     screen.say("\n    seed    train      val  above entropy")
     found: list[Losses] = []
-    for index, (seed, each) in enumerate(zip(seeds, configs, strict=True), 1):
-        losses, done, received = train_one(each, task, log, screen, f"seed {seed}, {index} of {len(seeds)}")
-        if losses is None:
-            screen.say(f"{seed:8}  {done}")
-            return found, received
-        screen.say(f"{seed:8} {losses.train:8.4f} {losses.val:8.4f} {losses.train - task.entropy:14.4f}  {done}")
-        if found and losses.tokens != found[0].tokens:
-            raise RunError(
-                f"{each.run_dir} was evaluated on {losses.tokens:,} tokens, others on {found[0].tokens:,}; train all "
-                "seeds with the same train.eval_tokens="
-            )
-        found.append(losses)
-        if received and index < len(seeds):
+    size = len(seeds) if gains_side_by_side(configs[0], task) else 1
+    for first in range(0, len(seeds), size):
+        group = configs[first : first + size]
+        name = f"{len(seeds)} seeds side by side" if size > 1 else f"seed {seeds[first]}, {first + 1} of {len(seeds)}"
+        ended, received = train_many(group, task, log, screen, name)
+        for config, (losses, how) in zip(group, ended, strict=True):
+            if losses is None:
+                screen.say(f"{config.train.seed:8}  {how}")
+                continue
+            above = losses.train - task.entropy
+            screen.say(f"{config.train.seed:8} {losses.train:8.4f} {losses.val:8.4f} {above:14.4f}  {how}")
+            if found and losses.tokens != found[0].tokens:
+                raise RunError(
+                    f"{config.run_dir} was evaluated on {losses.tokens:,} tokens, others on {found[0].tokens:,}; train "
+                    "all seeds with the same train.eval_tokens="
+                )
+            found.append(losses)
+        if received and (len(found) < first + len(group) or first + size < len(seeds)):
             return found, received
     _write_summary(folder, list(seeds), found)
     return found, 0
+
+
+def gains_side_by_side(config: Config, task: Task) -> bool:
+    """Return whether runs of this config with several seeds are trained side by side, in one program."""
+    trainer = make_trainer(config, task)
+    return isinstance(trainer, GradientTrainer) and trainer.gains_side_by_side
 
 
 def say_seeds(config: Config, task: Task, losses: Sequence[Losses], screen: Screen) -> None:

@@ -146,15 +146,15 @@ def _try_all(
         values, received = " ".join(chosen.values()), 0
         name = f"trial {index} of {len(trials)}: {values}"
         try:
-            loss, done, received = babyjax.train_one(config, task_of(config), log, screen, name)
+            (loss, how), received = babyjax.train_one(config, task_of(config), log, screen, name)
             if loss is None:
                 return losses, received
             losses.append(loss.val)
         except (DivergenceError, OutOfMemoryError) as error:
             losses.append(math.inf)
-            done = "diverged" if isinstance(error, DivergenceError) else "out of memory"
+            how = "diverged" if isinstance(error, DivergenceError) else "out of memory"
         shown = f"{losses[-1]:8.4f}" if math.isfinite(losses[-1]) else f"{'-':>8}"
-        screen.say(f"  {shown}  {values:{width}}  {done}")
+        screen.say(f"  {shown}  {values:{width}}  {how}")
         if received and index < len(trials):
             return losses, received
     return losses, 0

@@ -71,7 +71,7 @@ def _train(
                 screen.say(f"continuing from step {step:,}")
             return babyjax.ConsoleSink(screen, task.entropy, step, total)
 
-        state, event, received = babyjax.train_run(run, config, task, log, screen, console)
+        state, event, received = babyjax.train_run(babyjax.Job(run, config, task), log, screen, console)
         if event is None:
             _already_trained(config, run.step, screen)
         elif not event.last:

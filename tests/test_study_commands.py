@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 
+import chex
 import numpy as np
 import pytest
 from scipy.stats import t
@@ -109,14 +110,13 @@ def test_the_summary_is_students(call, runs, tmp_path):
 def test_ctrl_c_stops_all_seeds_and_the_same_command_goes_on(call, monkeypatch):
     from babyjax import runner
 
-    record, events = runner.evaluated, []
+    evaluated, events = runner.evaluated, []
 
-    def interrupted(*arguments):
-        for event in record(*arguments):
-            events.append(event)
-            if len(events) == 7:
-                signal.raise_signal(signal.SIGINT)
-            yield event
+    def interrupted(event, *arguments):
+        events.append(event)
+        if len(events) == 7:
+            signal.raise_signal(signal.SIGINT)
+        return evaluated(event, *arguments)
 
     monkeypatch.setattr(runner, "evaluated", interrupted)
     status, out, _ = call("train", *RUNS["seeds"], "run_dir=here")
@@ -129,6 +129,38 @@ def test_ctrl_c_stops_all_seeds_and_the_same_command_goes_on(call, monkeypatch):
     assert call("train", *RUNS["seeds"], "run_dir=whole")[0] == 0
     for seed in range(3):
         assert files_of(Path(f"here/seed-{seed}")) == files_of(Path(f"whole/seed-{seed}"))
+
+
+def test_seeds_side_by_side_are_runs_of_their_own(call, runs, monkeypatch):
+    """As on an accelerator: equal to the runs alone except for rounding, stopped together, and continued."""
+    from babyjax import runner
+
+    monkeypatch.setattr(runner.GradientTrainer, "gains_side_by_side", True)
+    evaluated, events = runner.evaluated, []
+
+    def interrupted(event, *arguments):
+        events.append(event)
+        if len(events) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return evaluated(event, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "evaluated", interrupted)
+        status, out, _ = call("train", *RUNS["seeds"], "run_dir=here")
+    assert (status, out.count("stopped after step 8"), "0 of 3 seeds are trained" in out) == (130, 3, True)
+    assert [babyjax.load_run(f"here/seed-{seed}").step for seed in range(3)] == [8, 8, 8]
+    status, out, _ = call("train", *RUNS["seeds"], "run_dir=here")
+    assert (status, out.count(" s side by side")) == (0, 3)
+    for seed in range(3):
+        ours, theirs = (babyjax.load_run(path / f"seed-{seed}") for path in (Path("here"), runs("seeds")))
+        chex.assert_trees_all_close(ours.model, theirs.model, rtol=1e-5, atol=1e-6)
+        rows = [
+            [json.loads(row) for row in (path / f"seed-{seed}/metrics.jsonl").read_text().splitlines()]
+            for path in (Path("here"), runs("seeds"))
+        ]
+        assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+        np.testing.assert_allclose(*([row["train_loss"] for row in each] for each in rows), rtol=1e-5)
+    assert call("train", *RUNS["seeds"], "run_dir=here")[1].count("trained before") == 3
 
 
 @pytest.mark.parametrize(

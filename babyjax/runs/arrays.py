@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import jax
@@ -12,6 +13,7 @@ from babyjax.trees import named_arrays
 
 Tree = TypeVar("Tree")
 Arrays = dict[str, np.ndarray]
+ORBAX = Lock()  # it mixes up what two threads of a process save at the same time
 UNFINISHED = ".orbax-checkpoint-tmp"  # how Orbax names the folder of a step, after its number, until it is complete
 
 
@@ -42,7 +44,8 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
         probe = path.with_name(f"{path.name}{UNFINISHED}-probe")
         probe.mkdir(exist_ok=True)
         probe.rmdir()
-        ocp.save(str(path), arrays)
+        with ORBAX:
+            ocp.save(str(path), arrays)
     except Exception as error:  # Orbax raises many kinds
         raise CheckpointError(_reason(error)) from error
 
@@ -52,7 +55,8 @@ def read_arrays(path: Path, sha256: str) -> Arrays:
     from orbax.checkpoint import v1 as ocp
 
     try:
-        arrays = ocp.load(str(path))
+        with ORBAX:
+            arrays = ocp.load(str(path))
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read ({_reason(error)})") from error
     if digest_of(arrays) != sha256:

@@ -57,12 +57,14 @@ class Sinks:
 
 
 @contextmanager
-def open_sinks(console: Sink, log: Log | None, folder: Path, step: int, config: dict[str, Any]) -> Iterator[Sinks]:
+def open_sinks(
+    console: Sink | None, log: Log | None, folder: Path, step: int, config: dict[str, Any]
+) -> Iterator[Sinks]:
     """The console and the log, if any, of a run in `folder` that continues from `step`.
 
     Raises: BabyjaxError if the log cannot be opened.
     """
-    sinks = {"the console": console}
+    sinks = {} if console is None else {"the console": console}
     if log is not None:
         name = f"log={config['log']}"
         try:

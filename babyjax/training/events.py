@@ -54,10 +54,7 @@ class Trainer(Protocol):
         ...
 
 
-def evaluated(
-    events: Iterator[Event], evaluate: Callable[[LanguageModel], dict[str, Nats]], interval: int
-) -> Iterator[Event]:
-    """Give losses to the events at multiples of `interval` and to the last one, and to no other."""
-    for event in events:
-        due = len(event.train_losses) and (event.last or event.step % interval == 0)
-        yield event._replace(losses=(event.losses or evaluate(event.state.model)) if due else None)
+def evaluated(event: Event, evaluate: Callable[[LanguageModel], dict[str, Nats]], interval: int) -> Event:
+    """Give losses to an event at a multiple of `interval` or to the last one, and to no other."""
+    due = len(event.train_losses) and (event.last or event.step % interval == 0)
+    return event._replace(losses=(event.losses or evaluate(event.state.model)) if due else None)

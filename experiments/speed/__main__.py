@@ -26,8 +26,8 @@ HERE = Path(__file__).parent
 PARTS = ("v1", "gpt", "sampling", "counting", "evaluation", "commands", "counts", "runs")
 
 
-def measure(paths: list[str], only: str | None, quick: bool) -> dict[str, Any]:
-    """Measure every figure, or one part, and show each as it is done."""
+def measure(paths: list[str], only: list[str], quick: bool) -> dict[str, Any]:
+    """Measure every figure, or some parts, and show each as it is done."""
     corpora = [read_corpus(path) for path in paths]
     texts = [
         Text(str(Path(path).resolve()), CharTokenizer.fit(corpus.text).vocab_size)
@@ -36,7 +36,7 @@ def measure(paths: list[str], only: str | None, quick: bool) -> dict[str, Any]:
     (machine,) = take_turns([Side(OURS, "machine", {})], 0)
     load, figures = [os.getloadavg()[0]], []
     for figure in Plan(texts, machine["gpu"], quick).figures():
-        if only in (None, figure.part):
+        if not only or figure.part in only:
             sides = zip(figure.sides, take_turns(figure.sides, figure.rounds), strict=True)
             figures.append(figure._asdict() | {"sides": [{"label": side.label} | details for side, details in sides]})
             print("\n".join(report.rows(figures[-1])), flush=True)
@@ -52,7 +52,7 @@ def main() -> None:
     """Measure and record as the arguments say."""
     parser = argparse.ArgumentParser(prog="python -m experiments.speed")
     parser.add_argument("texts", nargs="*", help="UTF-8 text files")
-    parser.add_argument("--only", choices=PARTS, help="measure one part")
+    parser.add_argument("--only", choices=PARTS, action="append", default=[], help="measure this part; repeatable")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script")
     parser.add_argument("--out", type=Path, help="folder to write to (default: beside the script)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="only write results.md again, from a results.json")

@@ -48,6 +48,24 @@ def test_matmul_can_return_more_precision_than_it_reads():
     assert y.dtype == jnp.float32
 
 
+def test_the_gradient_of_a_product_in_more_precision_is_that_of_its_factors():
+    x, kernel = normal(5, 64).astype(jnp.bfloat16), normal(64, 4, seed=1).astype(jnp.bfloat16)
+    function = jax.grad(lambda x, kernel, matmul: jnp.sin(matmul(x, kernel, "float32")).sum(), argnums=(0, 1))
+    ours, theirs = (function(x, kernel, form) for form in (ops.matmul, ops.matmul_reference))
+    chex.assert_trees_all_equal_shapes_and_dtypes(ours, theirs)
+    chex.assert_trees_all_close(ours, theirs, atol=0.05, rtol=0.02)
+
+
+@given(st.integers(0, 99), st.floats(0, 100))
+def test_cross_entropy(seed, scale):
+    rng = np.random.default_rng(seed)
+    logits, targets = jnp.asarray(scale * rng.normal(size=(3, 2, 5)), jnp.float32), rng.integers(0, 5, (3, 2))
+    fast, reference = (
+        partial(form, targets=jnp.asarray(targets)) for form in (ops.cross_entropy, ops.cross_entropy_reference)
+    )
+    assert_equal(fast, reference, logits)
+
+
 @pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 3, 6)])
 def test_normalize(shape):
     fast, reference = (

@@ -1,5 +1,6 @@
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,8 +87,7 @@ def test_only_large_unrolled_steps_without_dropout_are_halved():
     def halved(rows: int, **changes) -> bool:
         config = presets["gpt-tiny-2019"].replace(**changes)
         ours = trainer(f"train.batch_size={rows}", model=config)
-        model = jax.eval_shape(lambda: make_model(config, 65, jax.random.key(0)))
-        nats = ours._nats(model)
+        nats = ours._nats()
         assert nats in (sum_nats, sum_nats_in_halves)
         return nats is sum_nats_in_halves
 
@@ -97,3 +97,47 @@ def test_only_large_unrolled_steps_without_dropout_are_halved():
     assert not halved(12, n_embd=32)
     assert not halved(1, n_embd=512)
     assert not halved(12, dropout=0.2)
+
+
+def test_runs_side_by_side_are_the_runs_alone():
+    """Except for rounding: the same batches, dropout and learning rates, with pauses at the same steps."""
+    seeds, options = (3, 0, 8), ("model=babygpt-v10-dropout", "model.n_layer=1", "model.n_head=1", "train.steps=12")
+    runs = [trainer(*options, f"train.seed={seed}") for seed in seeds]
+    start, *rows = runs[0].run_side_by_side([run.init() for run in runs], seeds, (5,))
+    assert [len(event.train_losses) for event in start] == [0, 0, 0]
+    assert [[event.step for event in row] for row in rows] == [[step] * 3 for step in [row[0].step for row in rows]]
+    assert {5, 10, 12} <= {row[0].step for row in rows}
+    for index, run in enumerate(runs):
+        alone = list(run.run(run.init(), (5,)))
+        ours, theirs = (
+            np.concatenate([event.train_losses for event in events]) for events in ([row[index] for row in rows], alone)
+        )
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+        chex.assert_trees_all_close(rows[-1][index].state, alone[-1].state, rtol=1e-4, atol=1e-6)
+        assert rows[-1][index].last
+
+
+def test_a_loss_that_is_not_finite_names_the_seed_side_by_side(monkeypatch):
+    real = gradient.make_advance
+
+    def diverging(*arguments, **options):
+        advance = real(*arguments, **options)
+
+        def poisoned(state, tokens, count, hyper):
+            state, losses = advance(state, tokens, count, hyper)
+            return state, losses.at[:, 1].set(jnp.inf)
+
+        return jax.jit(poisoned)
+
+    monkeypatch.setattr(gradient, "make_advance", diverging)
+    ours = trainer("train.steps=101")
+    with pytest.raises(DivergenceError, match="the loss of seed 9 became inf at step 1; "):
+        for _ in ours.run_side_by_side([ours.init(), ours.init()], [4, 9]):
+            pass
+
+
+@pytest.mark.parametrize(("backend", "rows", "gains"), [("cpu", 64, False), ("gpu", 64, True), ("gpu", 10**9, False)])
+def test_small_steps_on_an_accelerator_gain_side_by_side(monkeypatch, backend, rows, gains):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    ours = trainer(f"train.batch_size={rows}", model=presets["gpt-tiny"])
+    assert ours.gains_side_by_side is gains
