@@ -250,7 +250,16 @@ class BabyGPTConfig(WindowedConfig):
 class DataConfig(Options):
     group: ClassVar[str] = "data"
     path: str | None = option(None, "path to a UTF-8 text file", free=True)
-    tokenizer: Literal["char", "byte"] | str = option("char", "what a token is, or the path of a tokenizer.json")
+    tokenizer: Literal["char", "byte", "bpe"] | str = option("char", "what a token is, or the path of a tokenizer.json")
+    vocab_size: int | None = option(None, "tokens of data.tokenizer=bpe (empty: 8192)", ge=257, le=1 << 20)
+
+    @model_validator(mode="after")
+    def _only_bpe_has_a_size(self) -> "DataConfig":
+        if self.vocab_size and self.tokenizer != "bpe":
+            raise ConfigError(
+                f"data.vocab_size={self.vocab_size} is for data.tokenizer=bpe, not {shown(self.tokenizer)}"
+            )
+        return self
 
 
 class SyntheticConfig(DataConfig):

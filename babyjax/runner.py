@@ -59,7 +59,7 @@ def train_run(job: Job, log: Log | None, screen: Screen, console: Console) -> Tr
 
 
 def train_side_by_side(jobs: Sequence[Job], log: Log | None, screen: Screen, console: Console) -> list[Trained]:
-    """Train runs that differ only in their seeds and are at one step. Only the first is shown. Raises: as `train_run`."""
+    """Train runs that differ only in their seeds and are at one step. The first is shown. Raises: as `train_run`."""
     config = jobs[0].config
     pauses = config.train.eval_interval, config.checkpoint.interval
     with screen.status("compiling"):

@@ -98,7 +98,7 @@ def load_corpus_of(config: DataConfig, name: str) -> Corpus:
     """Load the corpus that the `data` options mean. Raises: DataError if it cannot be read."""
     if config.path:
         return read_corpus(config.path)
-    source = config.model_dump(exclude={"path", "tokenizer"})
+    source = config.model_dump(exclude={"path", "tokenizer", "vocab_size"})
     return load_corpus(name, **source)
 
 
@@ -108,7 +108,7 @@ def load_task(config: Config, corpus: Corpus | None = None, tokenizer: Tokenizer
     A given `corpus` or `tokenizer` replaces that of the config. Raises: DataError, or ConfigError for sizes.
     """
     corpus = corpus or load_corpus_of(config.data, config.choices.data)
-    tokenizer = tokenizer or make_tokenizer(config.data.tokenizer, corpus.text)
+    tokenizer = tokenizer or make_tokenizer(config.data.tokenizer, corpus.text, config.data.vocab_size)
     split = split_tokens(tokenizer.encode(corpus.text), config.model.window)
     pairs = PairCounts.from_split(split, tokenizer.vocab_size)
     parts = _load_parts(config.model, corpus, tokenizer) if isinstance(config.model, MixtureConfig) else ()

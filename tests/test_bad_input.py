@@ -53,7 +53,9 @@ USAGE_ERRORS = [
     ("train optimizer.learning_rate=fast", "optimizer.learning_rate=fast is not a number"),
     ("train model.head_bias=perhaps", "model.head_bias=perhaps is not true or false"),
     ("train overwrite=1", "overwrite=1 is not true or false"),
-    ("train data.tokenizer=bpe", "data.tokenizer=bpe is neither char nor byte nor the path of a tokenizer.json"),
+    ("train data.tokenizer=bpc", "data.tokenizer=bpc is not char, byte, bpe or the path of a tokenizer.json"),
+    ("train data.vocab_size=300", "data.vocab_size=300 is for data.tokenizer=bpe, not char"),
+    ("train data.tokenizer=bpe data.vocab_size=256", "data.vocab_size=256 is out of range"),
     ("train model=bigram model.counting=all", "unknown value of model.counting: 'all'"),
     # ranges
     *[(f"train train.steps={value}", f"train.steps={value} is out of range") for value in ("0", "-1", HUGE)],

@@ -1,4 +1,4 @@
-"""Tokenizers of other programs: any `tokenizer.json` of the Hugging Face `tokenizers` library, and ours as one."""
+"""Byte-pair encodings and tokenizers of other programs, by the Hugging Face `tokenizers` library, and ours as one."""
 
 import json
 from collections.abc import Iterator
@@ -29,6 +29,14 @@ def _library(failure: str) -> Iterator[None]:
         raise TokenError(f"the tokenizers library {failure}: {shown(str(error))}") from None
 
 
+def _import() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise BabyjaxError("this tokenizer needs the extra hf: pip install 'babyjax[hf]'") from None
+    return tokenizers
+
+
 @dataclass(frozen=True)
 class SubwordTokenizer:
     """The tokenizer of a `tokenizer.json`, such as a byte-pair encoding. `content` is the text of that file."""
@@ -44,14 +52,28 @@ class SubwordTokenizer:
             raise TokenError("the tokenizer has no token")
         return tokenizer
 
+    @classmethod
+    def fit(cls, text: str, vocab_size: int) -> "SubwordTokenizer":
+        """Learn a byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019) of `vocab_size` tokens.
+
+        Every byte is a token, so it encodes every text. It has fewer tokens if no pair is left that occurs twice.
+        """
+        tokenizers = _import()
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=vocab_size, min_frequency=2, initial_alphabet=_byte_letters(), show_progress=False
+        )
+        with _library("cannot learn from this text"):
+            tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
+        return cls(tokenizer.to_str())
+
     @cached_property
     def _tokenizer(self) -> Any:
-        try:
-            from tokenizers import Tokenizer as Library
-        except ImportError:
-            raise BabyjaxError("this tokenizer needs the extra hf: pip install 'babyjax[hf]'") from None
+        tokenizers = _import()
         with _library("does not accept this tokenizer"):
-            tokenizer = Library.from_str(self.content)
+            tokenizer = tokenizers.Tokenizer.from_str(self.content)
             tokenizer.no_truncation()
             tokenizer.no_padding()
         return tokenizer
@@ -106,7 +128,7 @@ class SubwordTokenizer:
     def encode(self, text: str) -> Ids:
         """Encode `text` without adding special tokens.
 
-        Raises: TokenError if the tokenizer drops or changes a part of it.
+        Raises: TokenError if the tokenizer drops or changes a part of it, or miscounts its bytes.
         """
         tokenizer = self._tokenizer
         with _library("cannot encode this text"):
@@ -116,6 +138,12 @@ class SubwordTokenizer:
                 (i for i, (ours, theirs) in enumerate(zip(text, back, strict=False)) if ours != theirs), len(back)
             )
             raise TokenError(f"the tokenizer changes this text at character {place:,}: {text[place : place + 1]!r}")
+        counted, size = int(self.byte_lengths[ids].sum()), len(text.encode())
+        if counted - size not in (0, 1):  # one more is a space that some put before a text and drop again
+            raise TokenError(
+                f"the tokens of this text have {counted:,} bytes by the tokenizer's file, but the text has {size:,}: "
+                "bits per byte would be wrong"
+            )
         return ids
 
     def decode(self, ids: ArrayLike) -> str:

@@ -1,8 +1,8 @@
 """Tokenizers: text to int32 ids and back, vectorized over the whole corpus.
 
 A tokenizer is strict: a character outside its vocabulary raises TokenError. The `char` vocabulary is that of the whole
-corpus, validation split included; a prompt may still have an unknown character. `byte` encodes every text. A tokenizer
-of another program is read from its file by `data/subwords.py`.
+corpus, validation split included; a prompt may still have an unknown character. `byte` and `bpe` encode every text.
+`data/subwords.py` has byte-pair encodings, and reads the tokenizers of other programs.
 """
 
 import json
@@ -16,11 +16,12 @@ from jaxtyping import Int
 from numpy.typing import ArrayLike
 
 from babyjax.checks import check_tokens
+from babyjax.data.batches import TRAIN_FRACTION
 from babyjax.errors import ConfigError, TokenError
 from babyjax.files import read_text, user_path
 from babyjax.text import shown
 
-FILE, MAX_BYTES = "tokenizer.json", 1 << 28
+FILE, MAX_BYTES, BPE_TOKENS = "tokenizer.json", 1 << 28, 8192
 Ids = Int[np.ndarray, " L"]
 
 
@@ -183,17 +184,23 @@ def tokenizer_from_json(text: str) -> Tokenizer:
         raise TokenError(f"this is not a saved tokenizer ({type(error).__name__}: {str(error)[:60]})") from error
 
 
-def make_tokenizer(which: str, text: str) -> Tokenizer:
-    """Return the tokenizer of a text: `char`, `byte`, or that of a `tokenizer.json` or of the folder it is in.
+def make_tokenizer(which: str, text: str, vocab_size: int | None = None) -> Tokenizer:
+    """Return the tokenizer of a text: `char`, `byte`, `bpe`, or that of a `tokenizer.json` or of the folder it is in.
+
+    `bpe` learns `vocab_size` tokens from the part of the text that is for training.
 
     Raises: ConfigError if there is no such file, TokenError if it cannot be used.
     """
     if which in TOKENIZERS:
         return TOKENIZERS[which].fit(text)
+    if which == "bpe":
+        from babyjax.data.subwords import SubwordTokenizer
+
+        return SubwordTokenizer.fit(text[: int(TRAIN_FRACTION * len(text))], vocab_size or BPE_TOKENS)
     path = user_path(which, ConfigError)
     path = path / FILE if path.is_dir() else path
     if not path.exists():
-        raise ConfigError(f"data.tokenizer={shown(which)} is neither char nor byte nor the path of a tokenizer.json")
+        raise ConfigError(f"data.tokenizer={shown(which)} is not char, byte, bpe or the path of a tokenizer.json")
     return read_tokenizer(path)
 
 

@@ -127,9 +127,9 @@ def make_advance(
 ) -> Wrapped:
     """Return `advance(state, tokens, count, hyper) -> (state, losses)`: `count` steps in one dispatch.
 
-    The losses are the first `count` rows, [K] or [K, S] as `hyper` is of one run or of S. `state` is donated. `count`, the seed and the learning rate are arguments
-    of the program, not part of it: one compilation serves any number of steps, so results do not depend, to the bit, on
-    how a run is cut into dispatches. With a `mesh` each of its devices works on its part of the batch.
+    The losses are the first `count` rows, [K] or [K, S] as `hyper` is of one run or of S. `state` is donated. `count`,
+    the seed and the learning rate are arguments of the program, not part of it: one compilation serves any number of
+    steps, so results do not depend, to the bit, on how a run is cut into dispatches. With a `mesh` each of its devices works on its part of the batch.
 
     Raises: ConfigError if `accumulation` does not divide `batch_size`.
     """

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from babyjax.data.subwords import SubwordTokenizer, tokenizer_json
 from babyjax.data.tokenizer import ByteTokenizer, CharTokenizer, make_tokenizer, tokenizer_from_json
-from babyjax.errors import ConfigError, TokenError
+from babyjax.errors import BabyjaxError, ConfigError, TokenError
 
 tokenizers = pytest.importorskip("tokenizers")
 TEXT = "the cat sat on the mat, the cat sat on the hat.\n詩 and 🙂 " * 20
@@ -44,7 +45,7 @@ def metaspace() -> SubwordTokenizer:
     return SubwordTokenizer.read(tokenizer.to_str())
 
 
-BYTE_LEVEL, METASPACE = byte_level(), metaspace()
+BYTE_LEVEL, METASPACE, LEARNED = byte_level(), metaspace(), SubwordTokenizer.fit(TEXT, 270)
 
 
 @pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, METASPACE], ids=["byte level", "metaspace"])
@@ -54,6 +55,33 @@ def test_text_comes_back_and_its_bytes_are_those_of_its_tokens(tokenizer, text):
     assert tokenizer.decode(ids) == text
     assert tokenizer.byte_lengths[ids].sum() == len(text.encode())
     assert ids.dtype == np.int32
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+def test_a_byte_pair_encoding_of_another_text_encodes_every_text(text):
+    assert LEARNED.decode(ids := LEARNED.encode(text)) == text
+    assert LEARNED.byte_lengths[ids].sum() == len(text.encode())
+
+
+def test_a_byte_pair_encoding_is_learned_from_the_training_part_of_a_text_alone():
+    assert LEARNED.vocab_size == 270
+    assert make_tokenizer("bpe", TEXT + "zq" * (len(TEXT) // 20), 290) == make_tokenizer(
+        "bpe", TEXT + "qz" * (len(TEXT) // 20), 290
+    )
+    assert make_tokenizer("bpe", TEXT + "zq" * len(TEXT), 290) != make_tokenizer("bpe", TEXT + "qz" * len(TEXT), 290)
+
+
+@pytest.mark.parametrize(("text", "size"), [("", 256), ("a", 256), ("no no no no", 258), ("the the theme", 259)])
+def test_a_byte_pair_encoding_has_no_token_for_pairs_that_occur_once(text, size):
+    learned = SubwordTokenizer.fit(text, 8192)
+    assert learned.vocab_size == size
+    assert learned.words[0] == "0:!"
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(BabyjaxError, match=r"needs the extra hf: pip install 'babyjax\[hf\]'"):
+        make_tokenizer("bpe", TEXT)
 
 
 def test_a_special_token_is_the_bytes_of_its_text():
@@ -84,6 +112,20 @@ def test_a_tokenizer_that_changes_the_text_is_refused():
         gaps.decode([6])
 
 
+def test_a_tokenizer_that_miscounts_bytes_is_refused():
+    """One whose decoder turns the letter X into two."""
+    content = json.loads(tokenizer_json(CharTokenizer("Xab")))
+    doubling = {"type": "Replace", "pattern": {"String": "X"}, "content": "ab"}
+    content["decoder"] = {"type": "Sequence", "decoders": [content["decoder"], doubling]}
+    content["normalizer"] = {"type": "Replace", "pattern": {"String": "ab"}, "content": "X"}
+    doubled = SubwordTokenizer.read(json.dumps(content))
+    assert doubled.decode(doubled.encode("ba")) == "ba"
+    with pytest.raises(
+        TokenError, match="the tokens of this text have 3 bytes by the tokenizer's file, but the text has 6"
+    ):
+        doubled.encode("ababab")
+
+
 @pytest.mark.parametrize(
     "tokenizer", [ByteTokenizer(), CharTokenizer.fit("\t\n\r ab\u0301é詩🙂\u2581#<>")], ids=["byte", "char"]
 )
@@ -103,8 +145,10 @@ def test_a_tokenizer_is_named_by_its_file_or_the_folder_it_is_in(tmp_path):
     (tmp_path / "own.json").write_text(CharTokenizer("ab").to_json())
     assert make_tokenizer(str(tmp_path / "own.json"), "") == CharTokenizer("ab")
     assert make_tokenizer("byte", TEXT) == ByteTokenizer()
-    with pytest.raises(ConfigError, match=r"data\.tokenizer=bpe is neither char nor byte nor the path"):
-        make_tokenizer("bpe", TEXT)
+    with pytest.raises(
+        ConfigError, match=r"data\.tokenizer=bpc is not char, byte, bpe or the path of a tokenizer\.json"
+    ):
+        make_tokenizer("bpc", TEXT)
 
 
 def test_what_a_file_says_of_lengths_is_ignored_and_absurd_numbers_are_refused():
