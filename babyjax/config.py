@@ -249,9 +249,10 @@ class BabyGPTConfig(WindowedConfig):
 
 class DataConfig(Options):
     group: ClassVar[str] = "data"
-    path: str | None = option(None, "path to a UTF-8 text file", free=True)
+    path: str | None = option(None, "text file, folder or pattern (.txt or .jsonl, .gz too)", free=True)
+    field: str = option("text", "field of .jsonl lines that has the text", free=True)
     tokenizer: Literal["char", "byte", "bpe"] | str = option("char", "what a token is, or the path of a tokenizer.json")
-    vocab_size: int | None = option(None, "tokens of data.tokenizer=bpe (empty: 8192)", ge=257, le=1 << 20)
+    vocab_size: int | None = option(None, "tokens of data.tokenizer=bpe (empty: 8192)", ge=258, le=1e6)
 
     @model_validator(mode="after")
     def _only_bpe_has_a_size(self) -> "DataConfig":

@@ -21,6 +21,7 @@ from babyjax.config import (
     kinds_of,
     unknown,
 )
+from babyjax.data import documents
 from babyjax.errors import ConfigError
 from babyjax.files import read_text, user_path
 from babyjax.recipes import PRESETS, expand
@@ -195,7 +196,7 @@ def _check_given(config: Config, given: set[str]) -> None:
 
 def corpus_name(config: Config) -> str:
     """The name of a run's corpus: that of its text file or of the `data` preset."""
-    return Path(config.data.path).stem if config.data.path else config.choices.data
+    return documents.corpus_name(config.data.path) if config.data.path else config.choices.data
 
 
 def read_options(kind: type[Flat], argv: list[str]) -> Flat:

@@ -3,6 +3,7 @@
 import babyjax
 from babyjax.cli import describe, prepare_jax, run_command, show
 from babyjax.config import Options, count, option, size
+from babyjax.data.documents import END_OF_TEXT
 from babyjax.errors import ConfigError
 from babyjax.options import read_options
 from babyjax.text import shown
@@ -11,14 +12,14 @@ from babyjax.text import shown
 class SampleConfig(Options):
     run_dir: str | None = option(None, "run to sample from")
     step: str = option("newest", "checkpoint: newest, best (by validation loss) or a step")
-    prompt: str = option("\n", "text to continue")
+    prompt: str | None = option(None, "text to continue (empty: a new document or line)")
     max_new_tokens: int = size(300, "tokens to add")
     num_samples: int = option(1, "continuations of the prompt", ge=1, le=1e6)
     temperature: float = option(1.0, "sampling temperature; 0 is greedy", ge=0, le=1e6)
     top_k: int = count(0, "sample from the k most likely tokens (0: all)")
     top_p: float | None = option(None, "nucleus sampling: keep the smallest set with this probability", gt=0, le=1)
     min_p: float | None = option(None, "keep tokens with this share of the largest probability", ge=0, le=1)
-    stop: str = option("", "end a text at any of these characters, or this token")
+    stop: str = option("", "also end a text at these characters, or this token")
     seed: int = count(0, "seed of the samples")
 
 
@@ -36,8 +37,6 @@ def main(argv: list[str]) -> None:
     config = read_options(SampleConfig, argv)
     if not config.run_dir:
         raise ConfigError("run_dir=DIR is missing: name the run to sample from")
-    if config.prompt == "":
-        raise ConfigError("prompt= is empty; give at least one character, or leave it out")
     prepare_jax()
     samples = _sample(config, babyjax.load_run(config.run_dir, config.step))
     show("\n\n---\n\n".join(samples))
@@ -49,8 +48,10 @@ def _sample(config: SampleConfig, run: "babyjax.LoadedRun") -> list[str]:
 
     from babyjax.training.devices import bytes_of, require_memory
 
-    known = config.prompt != "\n" or "\n" in run.tokenizer.decode(np.arange(run.tokenizer.vocab_size))
-    prompt = run.tokenizer.encode(config.prompt) if known else np.zeros(1, np.int32)
+    end = run.tokenizer.end_of_text
+    start = config.prompt or ("\n" if end is None else END_OF_TEXT)
+    known = start != "\n" or "\n" in run.tokenizer.decode(np.arange(run.tokenizer.vocab_size))
+    prompt = run.tokenizer.encode(start) if known else np.zeros(1, np.int32)
     stop_tokens = run.tokenizer.encode(config.stop)
     if len(stop_tokens) not in (1, len(config.stop)):
         raise ConfigError(
@@ -69,15 +70,16 @@ def _sample(config: SampleConfig, run: "babyjax.LoadedRun") -> list[str]:
         config.top_k or None,
         top_p=config.top_p,
         min_p=config.min_p,
-        stop_tokens=stop_tokens.tolist(),
+        stop_tokens=stop_tokens.tolist() + [end] * (end is not None),
         vocab_size=run.tokenizer.vocab_size,
     )
     rows = [row[row >= 0] for row in np.asarray(tokens)]
     if not known:
         return [run.tokenizer.decode(row) for row in rows]
     # Decoded together: a token may write its space only behind another.
-    hidden = len(config.prompt) - len(config.prompt.lstrip("\n"))
-    return [run.tokenizer.decode(np.concatenate([prompt, row]))[hidden:] for row in rows]
+    hidden = len(start) - len(start.lstrip("\n" + END_OF_TEXT))
+    texts = [run.tokenizer.decode(np.concatenate([prompt, row]))[hidden:] for row in rows]
+    return [text.removesuffix(END_OF_TEXT) for text in texts]
 
 
 if __name__ == "__main__":

@@ -97,8 +97,8 @@ class Task:
 def load_corpus_of(config: DataConfig, name: str) -> Corpus:
     """Load the corpus that the `data` options mean. Raises: DataError if it cannot be read."""
     if config.path:
-        return read_corpus(config.path)
-    source = config.model_dump(exclude={"path", "tokenizer", "vocab_size"})
+        return read_corpus(config.path, config.field)
+    source = config.model_dump(exclude={"path", "field", "tokenizer", "vocab_size"})
     return load_corpus(name, **source)
 
 

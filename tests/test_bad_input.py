@@ -55,7 +55,7 @@ USAGE_ERRORS = [
     ("train overwrite=1", "overwrite=1 is not true or false"),
     ("train data.tokenizer=bpc", "data.tokenizer=bpc is not char, byte, bpe or the path of a tokenizer.json"),
     ("train data.vocab_size=300", "data.vocab_size=300 is for data.tokenizer=bpe, not char"),
-    ("train data.tokenizer=bpe data.vocab_size=256", "data.vocab_size=256 is out of range"),
+    ("train data.tokenizer=bpe data.vocab_size=257", "data.vocab_size=257 is out of range"),
     ("train model=bigram model.counting=all", "unknown value of model.counting: 'all'"),
     # ranges
     *[(f"train train.steps={value}", f"train.steps={value} is out of range") for value in ("0", "-1", HUGE)],
@@ -100,7 +100,6 @@ USAGE_ERRORS = [
     ("sample", "run_dir=DIR is missing"),
     ("sample run_dir=", "run_dir=DIR is missing"),
     ("evaluate", "run_dir=DIR is missing"),
-    ("sample run_dir=RUN prompt=", "prompt= is empty"),
     ("sample run_dir=RUN promt=a", "unknown option 'promt'; did you mean prompt?"),
     ("evaluate run_dir=RUN format=xml", "unknown value of format: 'xml'; choose from text, json"),
     ("evaluate run_dir=RUN stride=2", "stride= is for models with a block; babygpt uses all the context it can"),
@@ -111,7 +110,7 @@ FAILURES = [
     # texts
     ("train data.path=nothing.txt", "cannot read nothing.txt: No such file or directory"),
     ("train data.path=none", "cannot read none: No such file or directory"),
-    ("train data.path=folder", "cannot read folder: Is a directory"),
+    ("train data.path=folder", "there is no file with a name ending in .txt or .jsonl, or these and .gz, in folder"),
     ("train data.path=empty.txt", "empty.txt is empty"),
     ("train data.path=/dev/null", "/dev/null is empty"),
     ("train data.path=bom.txt", "bom.txt is empty"),

@@ -100,10 +100,10 @@ def test_the_first_signal_is_noted_and_the_second_interrupts():
 def test_every_option_of_a_command_is_described():
     lines = describe(SampleConfig()).splitlines()
     assert len(lines) == len(SampleConfig.model_fields)
-    assert "  prompt=\\n           text to continue" in lines
+    assert "  prompt=             text to continue (empty: a new document or line)" in lines
     assert any(line.startswith("  top_p= ") and line.endswith(", (0, 1]") for line in lines)
     assert "data.tokenizer=char  " in describe(Config())
-    assert "what a token is, or the path of a tokenizer.json, char or byte" in describe(Config())
+    assert "what a token is, or the path of a tokenizer.json, char or byte or bpe" in describe(Config())
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,25 @@ def test_the_default_corpus_needs_no_network(call, tmp_path):
     assert (tmp_path / "checkpoints" / "bigram-pydocs" / "config.yaml").is_file()
 
 
+@pytest.mark.parametrize("tokenizer", [("char",), ("bpe", "data.vocab_size=300")], ids=["char", "bpe"])
+def test_a_folder_of_stories_is_learned_and_told_one_by_one(call, tokenizer):
+    """An n-gram that has seen two stories many times begins at the start of one and ends with it."""
+    stories = ["Es war einmal ein Müller.\n", "明月几时有？把酒问青天。"]
+    Path("stories").mkdir()
+    for part in range(2):
+        lines = [json.dumps({"id": index, "story": stories[index % 2]}) for index in range(400)]
+        Path(f"stories/{part}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    kind, *more = tokenizer
+    options = ("model=ngram", "model.order=8", "data.path=stories", "data.field=story", f"data.tokenizer={kind}", *more)
+    status, out, err = call("train", *options)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"ngram on stories: {400 * sum(map(len, stories)) + 799:,} characters, vocabulary ")
+    assert "run_dir=checkpoints/ngram-stories" in out
+    told = call("sample", "run_dir=checkpoints/ngram-stories", "num_samples=8", "temperature=0.1")[1]
+    assert {story.strip() for story in told.split("---")} == {story.strip() for story in stories}
+    assert call("sample", "run_dir=checkpoints/ngram-stories", "prompt=Es war", "temperature=0")[1].strip() == stories[0].strip()
+
+
 def test_the_synthetic_source_and_bytes(call):
     status, out, err = call("train", *BIGRAM, "data.tokenizer=byte", "run_dir=here")
     assert (status, err) == (0, "")

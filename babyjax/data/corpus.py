@@ -1,8 +1,4 @@
-"""Corpora: the texts to train on.
-
-Every text is UTF-8. A byte-order mark is dropped and line ends become "\\n", so that the same text saved on another
-system is the same corpus, with the same sha256.
-"""
+"""Corpora: the texts to train on. The same text saved on another system is the same corpus, with the same sha256."""
 
 import contextlib
 import hashlib
@@ -14,14 +10,13 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
+from babyjax.data.documents import corpus_name, decode_text, read_text_of
 from babyjax.data.markov import MarkovSource
 from babyjax.errors import DataError
 from babyjax.files import replace_file, user_cache
-from babyjax.text import shown
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -46,37 +41,9 @@ class Corpus:
         return fingerprint(self.text)
 
 
-def decode_text(data: bytes, source: str) -> str:
-    """Decode UTF-8 bytes to text with "\\n" line ends and no byte-order mark.
-
-    Raises: DataError, naming `source`, if the text is empty or the bytes are not text.
-    """
-    try:
-        text = data.decode("utf-8").lstrip("\ufeff")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{source} is not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x}); convert it to UTF-8 first"
-        ) from None
-    if "\0" in text:
-        raise DataError(f"{source} is not text: it has a NUL byte at character {text.index(chr(0))}")
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if not text:
-        raise DataError(f"{source} is empty")
-    return text
-
-
-def read_corpus(path: str | os.PathLike[str]) -> Corpus:
-    """Read the corpus in a UTF-8 text file, named after the file. Raises: DataError if it cannot be read."""
-    try:
-        with Path(path).expanduser().open("rb") as file:  # may be a pipe: /dev/stdin, <(...)
-            data = file.read(1 << 20)
-            if b"\0" not in data:  # /dev/zero never ends
-                data += file.read()
-    except (OSError, RuntimeError, ValueError) as error:  # no such file, no home directory, no possible name
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"cannot read {shown(path)}: {reason}") from None
-    return Corpus(Path(path).stem, decode_text(data, shown(path)))
+def read_corpus(path: str | os.PathLike[str], field: str = "text") -> Corpus:
+    """Read the corpus in a file, a folder or the files of a pattern, as `read_text_of` does. Raises: DataError."""
+    return Corpus(corpus_name(path), read_text_of(path, field))
 
 
 def _pydocs() -> Corpus:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy.typing import ArrayLike
 
+from babyjax.data.documents import END_OF_TEXT
 from babyjax.data.tokenizer import ByteTokenizer, CharTokenizer, Ids, Tokenizer, checked_ids, visible
 from babyjax.errors import BabyjaxError, TokenError
 from babyjax.text import shown
@@ -56,14 +57,19 @@ class SubwordTokenizer:
     def fit(cls, text: str, vocab_size: int) -> "SubwordTokenizer":
         """Learn a byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019) of `vocab_size` tokens.
 
-        Every byte is a token, so it encodes every text. It has fewer tokens if no pair is left that occurs twice.
+        Every byte is a token, so it encodes every text, and token 0 ends a document. It has fewer tokens if no pair is
+        left that occurs twice.
         """
         tokenizers = _import()
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=vocab_size, min_frequency=2, initial_alphabet=_byte_letters(), show_progress=False
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=_byte_letters(),
+            show_progress=False,
         )
         with _library("cannot learn from this text"):
             tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
@@ -124,6 +130,11 @@ class SubwordTokenizer:
         return [
             f"{index}:{'' if text is None else ''.join(map(visible, text))}" for index, text in enumerate(self._texts)
         ]
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The special token U+0003, if there is one."""
+        return self._texts.index(END_OF_TEXT) if END_OF_TEXT in self._texts else None
 
     def encode(self, text: str) -> Ids:
         """Encode `text` without adding special tokens.

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from babyjax.checks import check_tokens
 from babyjax.data.batches import TRAIN_FRACTION
+from babyjax.data.documents import END_OF_TEXT
 from babyjax.errors import ConfigError, TokenError
 from babyjax.files import read_text, user_path
 from babyjax.text import shown
@@ -29,7 +30,8 @@ Ids = Int[np.ndarray, " L"]
 class Tokenizer(Protocol):
     """The protocol of a tokenizer. `byte_lengths[id]` is the UTF-8 length of token `id`.
 
-    `words[id]` is a word for it, without whitespace, in files whose tokens are separated by spaces.
+    `words[id]` is a word for it, without whitespace, in files whose tokens are separated by spaces. `end_of_text` is
+    the token that ends documents, None if there is none.
     """
 
     name: ClassVar[str]
@@ -40,6 +42,8 @@ class Tokenizer(Protocol):
     def byte_lengths(self) -> Int[np.ndarray, " V"]: ...
     @property
     def words(self) -> list[str]: ...
+    @property
+    def end_of_text(self) -> int | None: ...
     def encode(self, text: str) -> Ids: ...
     def decode(self, ids: ArrayLike) -> str: ...
     def to_json(self) -> str: ...
@@ -97,6 +101,11 @@ class CharTokenizer:
         """A character is its own word; one that is not visible is written U+0020, by its code point."""
         return [visible(character) for character in self.characters]
 
+    @property
+    def end_of_text(self) -> int | None:
+        """U+0003, if it is among the characters."""
+        return self.characters.index(END_OF_TEXT) if END_OF_TEXT in self.characters else None
+
     @cached_property
     def _id_of_point(self) -> np.ndarray:
         points = _code_points(self.characters)
@@ -149,6 +158,11 @@ class ByteTokenizer:
     def words(self) -> list[str]:
         """A byte is written <0x20>, in hexadecimal."""
         return [f"<0x{byte:02X}>" for byte in range(256)]
+
+    @property
+    def end_of_text(self) -> int | None:
+        """None, since byte 3 may have any meaning."""
+        return None
 
     def encode(self, text: str) -> Ids:
         """Encode `text` as int32[number of UTF-8 bytes]. Raises: TokenError if it has a lone surrogate."""

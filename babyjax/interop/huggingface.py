@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from babyjax.config import BabyGPTConfig
+from babyjax.data.documents import END_OF_TEXT
 from babyjax.data.subwords import tokenizer_json
 from babyjax.data.tokenizer import FILE as TOKENIZER
 from babyjax.data.tokenizer import Tokenizer, read_tokenizer
@@ -105,12 +106,13 @@ def save_huggingface(model: BabyGPT, tokenizer: Tokenizer, path: str | Path) -> 
 
     Raises: ConfigError naming the idea that none of the classes has, DataError if the folder is not empty, OSError.
     """
-    config = huggingface_config(model)
+    end = tokenizer.end_of_text
+    config = huggingface_config(model) | {"eos_token_id": end}
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": model.config.block_size,
-    }
+    } | ({} if end is None else {"eos_token": END_OF_TEXT})
     with new_folder(Path(path)) as folder:
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / TOKENIZER).write_text(tokenizer_json(tokenizer), encoding="utf-8")

@@ -129,7 +129,8 @@ def make_advance(
 
     The losses are the first `count` rows, [K] or [K, S] as `hyper` is of one run or of S. `state` is donated. `count`,
     the seed and the learning rate are arguments of the program, not part of it: one compilation serves any number of
-    steps, so results do not depend, to the bit, on how a run is cut into dispatches. With a `mesh` each of its devices works on its part of the batch.
+    steps, so results do not depend, to the bit, on how a run is cut into dispatches. With a `mesh` each of its devices
+    works on its part of the batch.
 
     Raises: ConfigError if `accumulation` does not divide `batch_size`.
     """
