@@ -24,7 +24,7 @@ from babyjax.runs.run import RESULT, Run
 from babyjax.sinks import Log, Sink, Sinks, open_sinks
 from babyjax.sinks.console import Screen
 from babyjax.task import Task, make_trainer
-from babyjax.training.events import Event, State, evaluated
+from babyjax.training.events import Event, State, with_losses
 from babyjax.training.gradient import GradientTrainer
 
 SEEDS = "seeds.json"
@@ -100,7 +100,7 @@ def _record(
     with stop_signals() as received:
         try:
             for row in rows:
-                events = [evaluated(event, job.task.evaluate, interval) for event, job in zip(row, jobs, strict=True)]
+                events = [with_losses(event, job.task.evaluate, interval) for event, job in zip(row, jobs, strict=True)]
                 for event, job, show in zip(events, jobs, sinks, strict=True):
                     job.run.record(event, evaluated=event.step % interval == 0)
                     show(event)

@@ -135,7 +135,9 @@ def test_a_folder_of_stories_is_learned_and_told_one_by_one(call, tokenizer):
     assert "run_dir=checkpoints/ngram-stories" in out
     told = call("sample", "run_dir=checkpoints/ngram-stories", "num_samples=8", "temperature=0.1")[1]
     assert {story.strip() for story in told.split("---")} == {story.strip() for story in stories}
-    assert call("sample", "run_dir=checkpoints/ngram-stories", "prompt=Es war", "temperature=0")[1].strip() == stories[0].strip()
+    assert call("sample", "run_dir=checkpoints/ngram-stories", "prompt=Es war", "temperature=0")[1].startswith(
+        stories[0]
+    )
 
 
 def test_the_synthetic_source_and_bytes(call):

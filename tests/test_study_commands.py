@@ -110,15 +110,15 @@ def test_the_summary_is_students(call, runs, tmp_path):
 def test_ctrl_c_stops_all_seeds_and_the_same_command_goes_on(call, monkeypatch):
     from babyjax import runner
 
-    evaluated, events = runner.evaluated, []
+    with_losses, events = runner.with_losses, []
 
     def interrupted(event, *arguments):
         events.append(event)
         if len(events) == 7:
             signal.raise_signal(signal.SIGINT)
-        return evaluated(event, *arguments)
+        return with_losses(event, *arguments)
 
-    monkeypatch.setattr(runner, "evaluated", interrupted)
+    monkeypatch.setattr(runner, "with_losses", interrupted)
     status, out, _ = call("train", *RUNS["seeds"], "run_dir=here")
     assert status == 130
     assert "of 3 seeds are trained" in out
@@ -136,16 +136,16 @@ def test_seeds_side_by_side_are_runs_of_their_own(call, runs, monkeypatch):
     from babyjax import runner
 
     monkeypatch.setattr(runner.GradientTrainer, "gains_side_by_side", True)
-    evaluated, events = runner.evaluated, []
+    with_losses, events = runner.with_losses, []
 
     def interrupted(event, *arguments):
         events.append(event)
         if len(events) == 4:
             signal.raise_signal(signal.SIGINT)
-        return evaluated(event, *arguments)
+        return with_losses(event, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(runner, "evaluated", interrupted)
+        patched.setattr(runner, "with_losses", interrupted)
         status, out, _ = call("train", *RUNS["seeds"], "run_dir=here")
     assert (status, out.count("stopped after step 8"), "0 of 3 seeds are trained" in out) == (130, 3, True)
     assert [babyjax.load_run(f"here/seed-{seed}").step for seed in range(3)] == [8, 8, 8]

@@ -54,7 +54,15 @@ class Trainer(Protocol):
         ...
 
 
-def evaluated(event: Event, evaluate: Callable[[LanguageModel], dict[str, Nats]], interval: int) -> Event:
+Evaluate = Callable[[LanguageModel], dict[str, Nats]]
+
+
+def with_losses(event: Event, evaluate: Evaluate, interval: int) -> Event:
     """Give losses to an event at a multiple of `interval` or to the last one, and to no other."""
     due = len(event.train_losses) and (event.last or event.step % interval == 0)
     return event._replace(losses=(event.losses or evaluate(event.state.model)) if due else None)
+
+
+def evaluated(events: Iterator[Event], evaluate: Evaluate, interval: int) -> Iterator[Event]:
+    """Give losses to the events at multiples of `interval` and to the last one, and to no other."""
+    return (with_losses(event, evaluate, interval) for event in events)

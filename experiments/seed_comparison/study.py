@@ -145,7 +145,7 @@ class Study:
     def _follow(self, events: Iterator[Event], seconds: float = 0.0) -> Trained:
         """Train to the end. Returns the model and its losses on the way. Raises: DivergenceError."""
         curve, model = {"seconds": [], "steps": [], "train": [], "val": []}, None
-        for event in (evaluated(event, self.task.evaluate, 1) for event in events):
+        for event in evaluated(events, self.task.evaluate, 1):
             model, seconds = event.state.model, seconds + event.seconds
             if event.losses:
                 losses = {name: loss.per_token for name, loss in event.losses.items()}

@@ -19,7 +19,7 @@ def losses_of(events, interval):
         count += 1
         return {"val": Nats(count, 1, 1, 0.0)}
 
-    seen = (evaluated(event, evaluate, interval) for event in events)
+    seen = evaluated(iter(events), evaluate, interval)
     return [(event.step, event.losses and event.losses["val"].nats) for event in seen], count
 
 

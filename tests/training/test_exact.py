@@ -75,7 +75,7 @@ def test_models_are_evaluated_only_when_they_change():
         return EVALUATE(model)
 
     counts = trainer(starts=3, evaluate=evaluate)
-    events = [evaluated(event, evaluate, 1) for event in counts.run(counts.init())]
+    events = list(evaluated(counts.run(counts.init()), evaluate, 1))
     assert len(models) == len({id(event.state.model) for event in events[1:]})
     assert events[-1].losses is not None
     assert events[-1].train_losses.item() == events[-1].losses["train"].per_token
