@@ -223,18 +223,20 @@ with babyjax.Run.open(config, task.corpus, task.tokenizer) as run:
         placed, saved = jax.tree.leaves(state.model), jax.tree.leaves(load_run(config.run_dir).model)
         for ours, theirs in zip(placed, saved, strict=True):
             assert len(ours.sharding.device_set) == devices
+            split = config.train.mesh == "fsdp" and devices > 1 and ours.size >= 4096
+            assert ours.addressable_shards[0].data.size == (ours.size // devices if split else ours.size)
             assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
 sys.exit(main(argv))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("counts", [(8, 1, 2), (1, 8)])
-def test_moved_between_devices(tmp_path, counts):
-    """The parameters have the same bytes on other devices; further steps differ by rounding."""
-    run_dir = tmp_path / "run"
-    for leg, count in enumerate(counts):
-        arguments = [*TINY, "train.batch_size=8", f"run_dir={run_dir}", f"train.steps={10 * (leg + 1)}"]
+@pytest.mark.parametrize("legs", [("8 data", "1 data", "2 fsdp"), ("1 fsdp", "8 fsdp", "4 data")])
+def test_moved_between_devices(tmp_path, legs):
+    """The parameters have the same bytes on other devices, whole or split; further steps differ by rounding."""
+    run_dir, wide = tmp_path / "run", ("model.n_embd=1024", "train.batch_size=8")
+    for leg, (count, kind) in enumerate((int(count), kind) for count, kind in map(str.split, legs)):
+        arguments = [*TINY, *wide, f"train.mesh={kind}", f"run_dir={run_dir}", f"train.steps={10 * (leg + 1)}"]
         ran = subprocess.run(
             [sys.executable, "-c", MOVED, str(count), *arguments],
             env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"},
@@ -245,7 +247,7 @@ def test_moved_between_devices(tmp_path, counts):
         assert (ran.returncode, ran.stderr) == (0, "")
         assert (f"for {count} x cpu" in ran.stdout) == (count > 1)
         assert ("continuing from step" in ran.stdout) == bool(leg)
-    train_to(tmp_path / "one", 10 * len(counts), "train.batch_size=8")
+    train_to(tmp_path / "one", 10 * len(legs), *wide)
     one = newest_arrays(tmp_path / "one")
     for name, array in newest_arrays(run_dir).items():
         np.testing.assert_allclose(array, one[name], rtol=1e-3, atol=1e-5)

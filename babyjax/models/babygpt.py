@@ -337,8 +337,8 @@ class BabyGPT(LanguageModel):
             def layer(x, block_key_index):
                 block, key, index = block_key_index
                 values = {}
-                x, _ = block(x, key, tap=_tap(edit, index, values))
-                return x, values
+                x, _ = block(ops.spread(x), key, tap=_tap(edit, index, values))
+                return ops.spread(x), values
 
             layer = jax.checkpoint(layer) if config.remat else layer
             layers = (self.blocks, keys, jnp.arange(config.n_layer))

@@ -1,14 +1,16 @@
 """The devices of a run, and whether it fits their memory."""
 
+import math
 import os
 import re
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
 from babyjax.errors import OutOfMemoryError
+from babyjax.trees import map_named
 
 # Peak dense bfloat16 flop/s by JAX's name of a device (a core of TPU v2 and v3, a chip of later ones).
 PEAK_FLOPS = {
@@ -28,6 +30,9 @@ PEAK_FLOPS = {
 }
 
 
+WHOLE_BELOW = 4096  # numbers in a leaf that is not worth splitting
+
+
 def data_mesh(batch_size: int) -> Mesh:
     """Return a mesh with one axis, "data", of the largest number of devices that divides a batch."""
     devices = jax.devices()
@@ -35,9 +40,30 @@ def data_mesh(batch_size: int) -> Mesh:
     return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:count])
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Return the sharding of an array that every device of `mesh` holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def fully_sharded(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """Return the sharding of a leaf of a training state of which every device of `mesh` holds a share.
+
+    Its longest axis that the devices divide is split, but not that of stacked blocks, which are used one after another.
+    A small leaf is whole on every device (ZeRO stage 3, Rajbhandari et al. 2020).
+    """
+    first = int("blocks" in name.split("/"))
+    axes = [axis for axis in range(first, len(shape)) if shape[axis] % mesh.size == 0]
+    if not axes or math.prod(shape) < WHOLE_BELOW:
+        return replicated(mesh)
+    split = max(axes, key=lambda axis: shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[None] * split, "data"))
+
+
+def shardings(tree: Any, mesh: Mesh, kind: str) -> Any:
+    """Return the shardings of a training state, by the names and shapes of its leaves: `kind` is "data" or "fsdp"."""
+    if kind == "data":
+        return jax.tree.map(lambda leaf: replicated(mesh), tree)
+    return map_named(lambda name, leaf: fully_sharded(name, leaf.shape, mesh), tree)
 
 
 def device_names(mesh: Mesh) -> str:

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import cached_property, lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.stages import Compiled, Wrapped
 from jaxtyping import Array, Float, Int, Key
 
@@ -24,6 +25,7 @@ from babyjax.training.devices import (
     program_memory,
     replicated,
     require_memory,
+    shardings,
 )
 from babyjax.training.events import Event, State
 from babyjax.training.optimizer import make_optimizer
@@ -79,8 +81,12 @@ def _apart(states: State) -> list[State]:
 
 
 @lru_cache(maxsize=8)
-def _initial_state(optimizer: OptimizerConfig, steps: int, place: NamedSharding) -> Wrapped:
-    return jax.jit(lambda model: init_state(model, make_optimizer(optimizer, steps)), out_shardings=place)
+def _initial_state(optimizer: OptimizerConfig, steps: int, mesh: Mesh, kind: str) -> Wrapped:
+    def start(model: LanguageModel) -> State:
+        state = init_state(model, make_optimizer(optimizer, steps))
+        return jax.lax.with_sharding_constraint(state, shardings(state, mesh, kind))
+
+    return jax.jit(start)
 
 
 @lru_cache(maxsize=8)
@@ -89,6 +95,7 @@ def _compiled(
     steps: int,
     sizes: tuple[int, int, int],
     mesh: Mesh,
+    kind: str,
     nats: Callable[..., Float[Array, ""]],
     shapes: _Shapes,
 ) -> Compiled:
@@ -102,11 +109,13 @@ def _compiled(
         batch_size,
         block_size,
         mesh,
+        kind,
         accumulation=accumulation,
         nats=nats,
     )
     state, tokens = shapes.arguments
-    return advance.lower(state, tokens, 1, _hyper(np.zeros(state.step.shape, int), 1.0)).compile()
+    with jax.set_mesh(mesh) if mesh.size > 1 else nullcontext():
+        return advance.lower(state, tokens, 1, _hyper(np.zeros(state.step.shape, int), 1.0)).compile()
 
 
 class GradientTrainer:
@@ -140,10 +149,10 @@ class GradientTrainer:
     def gains_side_by_side(self) -> bool:
         """Whether the runs of several seeds are faster side by side than one after the other.
 
-        So they are on an accelerator that a step of one run does not fill.
+        So they are on one accelerator that a step of one run does not fill.
         """
         step = self._flops * self._train.batch_size * self._block_size
-        return jax.default_backend() != "cpu" and step < SIDE_BY_SIDE_BELOW
+        return jax.default_backend() != "cpu" and self.mesh.size == 1 and step < SIDE_BY_SIDE_BELOW
 
     def init(self) -> State:
         """Return the state before the first step, on every device."""
@@ -151,9 +160,9 @@ class GradientTrainer:
         shapes = jax.eval_shape(lambda model: init_state(model, optimizer), self._model)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self._model))
         require_memory(bytes_of(shapes), f"a model of {parameters:,} parameters")
-        place = replicated(self.mesh)
-        model = jax.jit(self._initialize, out_shardings=place)(key)
-        return _initial_state(self._shared, self._train.steps, place)(model)
+        places = shardings(shapes, self.mesh, self._train.mesh)
+        model = jax.jit(self._initialize, out_shardings=places.model)(key)
+        return _initial_state(self._shared, self._train.steps, self.mesh, self._train.mesh)(model)
 
     def _nats(self) -> Callable[..., Float[Array, ""]]:
         rows = self._train.batch_size // self._train.accumulation
@@ -188,7 +197,8 @@ class GradientTrainer:
         tokens = jax.device_put(self._tokens, replicated(self.mesh))
         hyper = _hyper(seed, self._optimizer.learning_rate)
         sizes = (train.batch_size, self._block_size, train.accumulation)
-        program = _compiled(self._shared, steps, sizes, self.mesh, self._nats(), _Shapes(state, tokens))
+        shapes = _Shapes(state, tokens)
+        program = _compiled(self._shared, steps, sizes, self.mesh, train.mesh, self._nats(), shapes)
         require_memory(program_memory(program), f"a batch of {train.batch_size:,} x {self._block_size:,} tokens")
         compilation = duration(time.perf_counter() - clock)
         note = f"compiled in {compilation} for {device_names(self.mesh)}"

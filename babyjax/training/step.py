@@ -19,6 +19,7 @@ from babyjax.data.batches import batch_at
 from babyjax.errors import ConfigError
 from babyjax.models.base import LanguageModel
 from babyjax.models.ops import cross_entropy, cross_entropy_reference
+from babyjax.training.devices import shardings
 from babyjax.training.events import State
 
 # Losses one dispatch can return: the most steps it can run.
@@ -121,6 +122,7 @@ def make_advance(
     batch_size: int,
     block_size: int,
     mesh: Mesh | None = None,
+    kind: str = "data",
     *,
     accumulation: int = 1,
     nats: Callable[..., Float[Array, ""]] = sum_nats,
@@ -130,7 +132,7 @@ def make_advance(
     The losses are the first `count` rows, [K] or [K, S] as `hyper` is of one run or of S. `state` is donated. `count`,
     the seed and the learning rate are arguments of the program, not part of it: one compilation serves any number of
     steps, so results do not depend, to the bit, on how a run is cut into dispatches. With a `mesh` each of its devices
-    works on its part of the batch.
+    works on its part of the batch, and holds the state or its share of it, by `kind` (see `devices.shardings`).
 
     Raises: ConfigError if `accumulation` does not divide `batch_size`.
     """
@@ -139,6 +141,11 @@ def make_advance(
 
     @partial(jax.jit, donate_argnums=0)
     def advance(state: State, tokens: Int[Array, " L"], count: Int[Array, ""] | int, hyper: Hyper):
+        def placed(state: State) -> State:
+            if mesh is None or mesh.size == 1:
+                return state
+            return jax.lax.with_sharding_constraint(state, shardings(state, mesh, kind))
+
         def step(state: State, hyper: Hyper) -> tuple[State, Float[Array, ""]]:
             batch = batch_at(tokens, hyper.seed, state.step, batch_size, block_size)
             if mesh is not None:
@@ -151,8 +158,10 @@ def make_advance(
 
         def body(index, carry: tuple[State, Float[Array, "K *S"]]) -> Any:
             state, loss = step(carry[0], hyper)
-            return state, carry[1].at[index].set(loss)
+            return placed(state), carry[1].at[index].set(loss)
 
-        return jax.lax.fori_loop(0, count, body, (state, jnp.zeros((MAX_STEPS_PER_DISPATCH, *side_by_side))))
+        losses = jnp.zeros((MAX_STEPS_PER_DISPATCH, *side_by_side))
+        state, losses = jax.lax.fori_loop(0, count, body, (state, losses))
+        return placed(state), losses
 
     return advance

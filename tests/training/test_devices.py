@@ -1,6 +1,11 @@
-import pytest
+import os
+import subprocess
+import sys
 
-from babyjax.training.devices import PEAK_FLOPS, peak_flops
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from babyjax.training.devices import PEAK_FLOPS, fully_sharded, peak_flops
 
 
 def test_a_peak_is_known_or_not():
@@ -17,3 +22,59 @@ def test_a_peak_is_known_or_not():
 )
 def test_the_cards_named_h100_have_peaks_of_their_own(kind, peak):
     assert peak_flops(kind) == peak
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "spec"),
+    [
+        ("model/blocks/attention/query/kernel", (12, 768, 64), (None, "data")),
+        ("model/blocks/feed_forward/hidden/kernel", (12, 768, 3072), (None, None, "data")),
+        ("rest/0/mu/blocks/attention_norm/scale", (8, 768), (None, "data")),  # never the blocks
+        ("rest/0/mu/token_embedding/embedding", (50257, 768), (None, "data")),
+        ("model/lm_head/kernel", (768, 50304), (None, "data")),
+        ("model/lm_head/bias", (50257,), ()),
+        ("model/norm/scale", (768,), ()),  # small
+        ("step", (), ()),
+        ("model/blocks/x", (8, 4095), ()),
+    ],
+)
+def test_the_longest_axis_that_devices_divide_is_split_but_not_that_of_blocks(name, shape, spec):
+    mesh = AbstractMesh((8,), ("data",))
+    assert fully_sharded(name, shape, mesh).spec == PartitionSpec(*spec)
+
+
+STEP = """
+import sys
+import jax, numpy as np
+import babyjax
+from babyjax.training import gradient
+
+options = ["model=babygpt-v9-layernorm", "model.n_embd=128", "model.n_head=8", "model.unroll=1", "train.batch_size=8", "train.steps=3"]
+sizes, losses = {}, {}
+for kind in ("data", "fsdp"):
+    programs = []
+    compiled = gradient._compiled
+    gradient._compiled = lambda *arguments: programs.append(compiled(*arguments)) or programs[-1]
+    config = babyjax.load_config([*options, "data=synthetic", "data.length=2000", f"train.mesh={kind}"])
+    trainer = babyjax.make_trainer(config, babyjax.load_task(config))
+    losses[kind] = np.concatenate([event.train_losses for event in trainer.run(trainer.init())])
+    gradient._compiled = compiled
+    sizes[kind] = programs[0].memory_analysis().argument_size_in_bytes
+    gathered = programs[0].as_text().count(" all-gather(")
+    assert bool(gathered) == (kind == "fsdp"), gathered
+np.testing.assert_allclose(losses["data"], losses["fsdp"], rtol=1e-5)
+print(sizes["data"] / sizes["fsdp"])
+"""
+
+
+@pytest.mark.slow
+def test_split_states_take_a_share_of_the_memory_and_train_alike():
+    ran = subprocess.run(
+        [sys.executable, "-c", STEP],
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert float(ran.stdout) > 6
