@@ -308,7 +308,7 @@ def _where(a: list[Member], b: list[Member], text: Text) -> dict[str, Any]:
     count = np.bincount(targets, minlength=tokenizer.vocab_size)
     tokens = [
         {
-            "token": tokenizer.decode(np.array([token])),
+            "token": _token_text(tokenizer, int(token)),
             "times": int(count[token]),
             "share": float(total[token] / len(gap)),
         }
@@ -318,7 +318,7 @@ def _where(a: list[Member], b: list[Member], text: Text) -> dict[str, Any]:
     places = []
     for place in _extremes(gap):
         before = tokenizer.decode(text.split.val[max(0, place - 39) : place + 1])
-        token = tokenizer.decode(targets[place : place + 1])
+        token = _token_text(tokenizer, int(targets[place]))
         places.append({"before": before, "token": token, "nats": [float(each[place]) for each in nats]})
     return {"tokens": tokens, "places": places}
 
@@ -380,6 +380,12 @@ def _said(result: dict[str, Any]) -> str:
             lines.append(f"  they differ in {_some(options)}")
         lines += _differences(found)
     return "\n".join(lines)
+
+
+def _token_text(tokenizer: "babyjax.Tokenizer", token: int) -> str:
+    """Return the text of a token, or its word if it is a part of a character."""
+    text = tokenizer.decode([token])
+    return tokenizer.words[token] if "\ufffd" in text else text
 
 
 def _some(options: dict[str, Any], most: int = 6) -> str:

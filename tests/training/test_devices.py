@@ -49,7 +49,7 @@ import jax, numpy as np
 import babyjax
 from babyjax.training import gradient
 
-options = ["model=babygpt-v9-layernorm", "model.n_embd=128", "model.n_head=8", "model.unroll=1", "train.batch_size=8", "train.steps=3"]
+options = ["model=babygpt-v9-layernorm", "model.n_embd=128", "model.n_head=8", "train.batch_size=8", "train.steps=3"]
 sizes, losses = {}, {}
 for kind in ("data", "fsdp"):
     programs = []
