@@ -200,6 +200,30 @@ def test_what_is_said_of_the_ladder_is_on_record():
     )
 
 
+def test_what_is_said_of_larger_rungs_is_on_record():
+    rungs, text = record("reference")["tinyshakespeare"]["rungs"], text_of("docs/ladder.md")
+    tiny, rotary = rungs["gpt-tiny-2019"], rungs["babygpt-v13-rotary"]
+    assert f"with {tiny['parameters'] / rungs['babygpt-v9-layernorm']['parameters']:.0f} times as many" in text
+    assert f"as many characters: {tiny['mean']:.4f}." in text
+    assert (rotary["below"], rotary["better"]) == ("gpt-tiny-2019", "B")
+    assert f"better by {-rotary['difference']:.4f} ± {rotary['half_width']:.4f}." in text
+    assert all(float(each["rate"]) == max(map(float, each["rates"])) for each in (tiny, rotary))
+
+
+def test_what_is_said_of_compiled_steps_is_on_record():
+    whole, split = (
+        next(
+            step
+            for step in record("ahead_of_time")["steps"]
+            if step["options"][0] == "model=gpt2-xl" and step["mesh"] == kind
+        )
+        for kind in ("data", "fsdp")
+    )
+    assert "error" in whole
+    assert "train.batch_size=32" in split["options"]
+    assert f"takes {split['bytes'] / 2**30:.2f} GiB" in text_of("docs/ladder.md")
+
+
 def test_what_is_said_of_growth_is_on_record():
     pairs = record("growth")["pairs"]
 

@@ -80,13 +80,16 @@ def compile_step(options: list[str], mesh: Mesh, kind: str, tokens: int = TOKENS
     }
 
 
-def row(name: str, found: dict[str, Any]) -> str:
+def row(found: dict[str, Any]) -> str:
     """Return a row of the table."""
+    name, *options = found["options"]
+    start = f"| {name.removeprefix('model=')}, {' '.join(options)} | {found['mesh']} |"
+    if "error" in found:
+        return f"{start} | | | no, the compiler gives up | |"
     gibibytes = [f"{found[key] / 2**30:.2f}" for key in ("argument_bytes", "temporary_bytes", "bytes")]
     fits = "yes" if found["bytes"] <= HBM else "no"
     sent = ", ".join(f"{count} {name}" for name, count in sorted(found["collectives"].items()))
-    options = " ".join(found["options"][1:])
-    return f"| {name}, {options} | {found['mesh']} | {' | '.join(gibibytes)} | {fits} | {sent} |"
+    return f"{start} {' | '.join(gibibytes)} | {fits} | {sent} |"
 
 
 def text(results: dict[str, Any]) -> str:
@@ -101,7 +104,7 @@ def text(results: dict[str, Any]) -> str:
             "",
             "| what | train.mesh | arguments | temporary | in all | fits | sends, in the program |",
             "|---|---|---:|---:|---:|---|---|",
-            *(row(found["options"][0].removeprefix("model="), found) for found in results["steps"]),
+            *map(row, results["steps"]),
             "",
             origin(results, "jax"),
             "",
@@ -115,14 +118,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results")
     options = parser.parse_args()
     mesh, steps = mesh_of(TARGET), []
-    for name, arguments in RUNS.items():
+    for arguments in RUNS.values():
         for kind in ("data", "fsdp"):
             try:
-                steps.append(compile_step(arguments, mesh, kind))
-                print(row(name, steps[-1]), flush=True)
+                found = compile_step(arguments, mesh, kind)
             except jax.errors.JaxRuntimeError as error:
-                print(name, kind, str(error)[:500], flush=True)
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                found = {"options": arguments, "mesh": kind, "error": str(error).splitlines()[0]}
+            steps.append(found)
+            print(row(found), flush=True)
     results = provenance("experiments.ahead_of_time", f"for TPU {TARGET}") | {"target": TARGET, "steps": steps}
+    options.out.mkdir(parents=True, exist_ok=True)
     write_json(options.out / "results.json", results)
     (options.out / "results.md").write_text(text(results), encoding="utf-8")
 
