@@ -28,6 +28,7 @@ from babyjax.training.events import Event, State, with_losses
 from babyjax.training.gradient import GradientTrainer
 
 SEEDS = "seeds.json"
+SIDE_BY_SIDE = 8  # runs: more gain little, and each has open files and its states in memory
 
 
 class Trained(NamedTuple):
@@ -74,6 +75,7 @@ def train_side_by_side(jobs: Sequence[Job], log: Log | None, screen: Screen, con
         events = next(rows, None)
     if events is None:
         return [Trained(state, None, 0) for state in states]
+    del states  # the first event has what they became
     for job in jobs:
         job.run.begin()
     step = jobs[0].run.step
@@ -210,8 +212,26 @@ def train_many(
 ) -> tuple[list[Done], int]:
     """Train runs that differ only in their seeds side by side, or read their losses if they are trained.
 
-    Returns how each ended, and the number of the signal that ended them, or 0.
+    If one diverges, they are trained one by one from their checkpoints, so that it keeps no other from its end. Returns
+    how each ended, and the number of the signal that ended them, or 0.
     """
+    try:
+        return _train_many(configs, task, log, screen, name)
+    except DivergenceError:
+        if len(configs) == 1:
+            raise
+    every, received = [], 0
+    for config in configs:
+        done, received = train_one(config.replace(overwrite=False), task, log, screen, f"seed {config.train.seed}")
+        every.append(done)
+        if received:
+            break
+    return every, received
+
+
+def _train_many(
+    configs: Sequence[Config], task: Task, log: Log | None, screen: Screen, name: str
+) -> tuple[list[Done], int]:
     start, trained, received = time.perf_counter(), {}, 0
     with ExitStack() as stack:
         jobs = []
@@ -259,12 +279,12 @@ def train_seeds(config: Config, task: Task, log: Log | None, screen: Screen) -> 
     start_over(configs, task)
     screen.say("\n    seed    train      val  above entropy")
     found: list[Losses] = []
-    size = len(seeds) if gains_side_by_side(configs[0], task) else 1
+    size = SIDE_BY_SIDE if gains_side_by_side(configs[0], task) else 1
     for first in range(0, len(seeds), size):
         group = configs[first : first + size]
-        name = f"{len(seeds)} seeds side by side" if size > 1 else f"seed {seeds[first]}, {first + 1} of {len(seeds)}"
+        name = f"seed {seeds[first]}{f' to {seeds[first] + len(group) - 1}' * (len(group) > 1)} of {len(seeds)}"
         ended, received = train_many(group, task, log, screen, name)
-        for config, (losses, how) in zip(group, ended, strict=True):
+        for config, (losses, how) in zip(group, ended, strict=False):
             if losses is None:
                 screen.say(f"{config.train.seed:8}  {how}")
                 continue

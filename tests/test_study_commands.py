@@ -6,7 +6,7 @@ import re
 import shutil
 import signal
 import xml.etree.ElementTree as ET
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import pytest
 from scipy.stats import t
 
 import babyjax
-from babyjax.errors import ConfigError, RunError
+from babyjax import runner
+from babyjax.errors import ConfigError, DivergenceError, RunError
 from babyjax.options import config_to_dict
 from babyjax.runner import read_losses
 from babyjax.runs.manifest import read_manifest
@@ -106,20 +107,26 @@ def test_the_summary_is_students(call, runs, tmp_path):
     assert "compare here ANOTHER_RUN" in out
 
 
-@pytest.mark.slow
-def test_ctrl_c_stops_all_seeds_and_the_same_command_goes_on(call, monkeypatch):
-    from babyjax import runner
-
+@contextmanager
+def interrupted_at(count, monkeypatch):
+    """SIGINT arrives with the event of this number."""
     with_losses, events = runner.with_losses, []
 
     def interrupted(event, *arguments):
         events.append(event)
-        if len(events) == 7:
+        if len(events) == count:
             signal.raise_signal(signal.SIGINT)
         return with_losses(event, *arguments)
 
-    monkeypatch.setattr(runner, "with_losses", interrupted)
-    status, out, _ = call("train", *RUNS["seeds"], "run_dir=here")
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "with_losses", interrupted)
+        yield
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_seeds_and_the_same_command_goes_on(call, monkeypatch):
+    with interrupted_at(7, monkeypatch):
+        status, out, _ = call("train", *RUNS["seeds"], "run_dir=here")
     assert status == 130
     assert "of 3 seeds are trained" in out
     assert not Path("here/seeds.json").exists()
@@ -133,19 +140,8 @@ def test_ctrl_c_stops_all_seeds_and_the_same_command_goes_on(call, monkeypatch):
 
 def test_seeds_side_by_side_are_runs_of_their_own(call, runs, monkeypatch):
     """As on an accelerator: equal to the runs alone except for rounding, stopped together, and continued."""
-    from babyjax import runner
-
     monkeypatch.setattr(runner.GradientTrainer, "gains_side_by_side", True)
-    with_losses, events = runner.with_losses, []
-
-    def interrupted(event, *arguments):
-        events.append(event)
-        if len(events) == 4:
-            signal.raise_signal(signal.SIGINT)
-        return with_losses(event, *arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(runner, "with_losses", interrupted)
+    with interrupted_at(4, monkeypatch):
         status, out, _ = call("train", *RUNS["seeds"], "run_dir=here")
     assert (status, out.count("stopped after step 8"), "0 of 3 seeds are trained" in out) == (130, 3, True)
     assert [babyjax.load_run(f"here/seed-{seed}").step for seed in range(3)] == [8, 8, 8]
@@ -161,6 +157,22 @@ def test_seeds_side_by_side_are_runs_of_their_own(call, runs, monkeypatch):
         assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
         np.testing.assert_allclose(*([row["train_loss"] for row in each] for each in rows), rtol=1e-5)
     assert call("train", *RUNS["seeds"], "run_dir=here")[1].count("trained before") == 3
+
+
+def test_a_seed_that_diverges_side_by_side_keeps_no_other_from_its_end(call, monkeypatch):
+    monkeypatch.setattr(runner.GradientTrainer, "gains_side_by_side", True)
+    record = runner.Run.record
+
+    def diverging(run, event, **options):
+        if run.folder.name == "seed-1" and event.step > 8:
+            raise DivergenceError("the loss became nan")
+        record(run, event, **options)
+
+    monkeypatch.setattr(runner.Run, "record", diverging)
+    status, _, err = call("train", *RUNS["seeds"], "run_dir=here", "overwrite=true")
+    assert (status, err) == (1, "error: the loss became nan; no step was saved before\n")
+    assert read_losses(Path("here/seed-0")).step == 40
+    assert not Path("here/seed-1/result.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import glob
 import gzip
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,20 +19,20 @@ from babyjax.errors import DataError
 from babyjax.text import shown
 
 END_OF_TEXT = "\x03"  # U+0003, "end of text": what separates documents
-KINDS = (".txt", ".jsonl")
+KIND = re.compile(r"\.(txt|jsonl|ndjson)(\.gz)?$", re.IGNORECASE)
 MAGIC = frozenset("*?[")
 
 
 def corpus_name(path: str | os.PathLike[str]) -> str:
     """Return the name of the corpus in a file, a folder or the files of a pattern: the file's or the folder's."""
-    last = Path(path)
-    if _is_pattern(path):
+    last = Path(os.path.expanduser(path))  # not Path.expanduser, which raises for nobody
+    if _is_pattern(last):
         last = next(folder for folder in last.parents if not MAGIC & set(str(folder)))
     if last.name in ("", ".."):
         return last.resolve().name or "files"
     if os.path.isdir(last):  # which no name makes raise
         return last.name
-    return Path(last.name.removesuffix(".gz")).stem
+    return Path(re.sub(r"\.gz$", "", last.name, flags=re.IGNORECASE)).stem
 
 
 def _is_pattern(path: str | os.PathLike[str]) -> bool:
@@ -41,14 +42,14 @@ def _is_pattern(path: str | os.PathLike[str]) -> bool:
 def read_text_of(path: str | os.PathLike[str], field: str = "text") -> str:
     """Return the text of a file, or the documents of several files, or of JSON lines, with U+0003 between them.
 
-    A folder means its .txt and .jsonl files, gzipped or not, and those of its folders; a pattern (`*`, `?`, `[...]`,
-    and `**` for folders) the files that match. They are read in the order of their names, without hidden ones.
+    A folder means its .txt, .jsonl and .ndjson files, gzipped or not, and those of its folders; a pattern (`*`, `?`,
+    `[...]`, and `**` for folders) the files that match. They are read in the order of their names, without hidden ones.
     A document of JSON lines is the text in `field` of a line. Empty documents are left out.
 
     Raises: DataError if a file cannot be read or is not text, or there is none.
     """
     files = _files(path)
-    if len(files) == 1 and ".jsonl" not in files[0].suffixes[-2:]:
+    if len(files) == 1 and not is_json_lines(files[0]):
         return _text(files[0])
     documents = []
     for file in files:
@@ -61,27 +62,50 @@ def read_text_of(path: str | os.PathLike[str], field: str = "text") -> str:
     return END_OF_TEXT.join(filter(None, documents))
 
 
+def is_json_lines(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file has JSON lines, by its name."""
+    return bool(re.search(r"\.(jsonl|ndjson)(\.gz)?$", str(path), re.IGNORECASE))
+
+
 def _files(path: str | os.PathLike[str]) -> list[Path]:
     try:
         start = Path(path).expanduser()
         if _is_pattern(start):
-            found = [Path(name) for name in glob.glob(str(start), recursive=True)]
+            files = [file for file in sorted(map(Path, glob.glob(str(start), recursive=True))) if not file.is_dir()]
             what = "file that matches"
         elif start.is_dir():
-            found = [file for file in start.rglob("*") if file.suffix in KINDS or file.name.endswith(_GZIPPED)]
-            found = [file for file in found if not any(part[0] == "." for part in file.relative_to(start).parts)]
+            files = sorted(_walk(start))
             what = "file with a name ending in .txt or .jsonl, or these and .gz, in"
         else:
             return [start]
-        files = sorted(file for file in found if file.is_file())
-    except (OSError, RuntimeError, ValueError) as error:  # no home directory, no possible name
-        raise DataError(f"cannot read {shown(path)}: {_reason(error)}") from None
+    except (OSError, RuntimeError, ValueError) as error:  # no permission, no home directory, no possible name
+        where = getattr(error, "filename", None) or path
+        raise DataError(f"cannot read {shown(where)}: {_reason(error)}") from None
     if not files:
         raise DataError(f"there is no {what} {shown(path)}")
+    known = set(files)
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"cannot read {shown(file)}: it is not a file")
+        if (plain := file.with_suffix("")) in known and file.suffix.lower() == ".gz":
+            raise DataError(f"{shown(plain)} is there gzipped too; remove one of them, or their text would count twice")
     return files
 
 
-_GZIPPED = tuple(f"{kind}.gz" for kind in KINDS)
+def _walk(start: Path) -> Iterator[Path]:
+    """Yield the files of documents in a folder and its folders, through links too. Raises: OSError."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen = set()
+    for folder, folders, names in os.walk(start, onerror=fail, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:  # a link back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if name[0] != "."]
+        yield from (Path(folder, name) for name in names if name[0] != "." and KIND.search(name))
 
 
 def _text(file: Path) -> str:
@@ -94,7 +118,7 @@ def _text(file: Path) -> str:
 
 def _documents(file: Path, field: str) -> Iterator[tuple[str, str]]:
     """Yield the documents of a file, each with its source for a message."""
-    if ".jsonl" not in file.suffixes[-2:]:
+    if not is_json_lines(file):
         with _open(file) as stream:
             data = stream.read()
         yield clean_text(data, shown(file)), shown(file)
@@ -127,7 +151,7 @@ def _document(line: bytes, field: str, source: str) -> str:
 def _open(file: Path) -> Iterator[BufferedIOBase]:
     """Open a file, gzipped or not, for reading. Raises: DataError, also while it is read."""
     try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as stream:
             yield stream
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise DataError(f"cannot read {shown(file)}: it is not a whole gzip file") from None

@@ -1,6 +1,7 @@
 """Byte-pair encodings and tokenizers of other programs, by the Hugging Face `tokenizers` library, and ours as one."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ class SubwordTokenizer:
             show_progress=False,
         )
         with _library("cannot learn from this text"):
-            tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
+            tokenizer.train_from_iterator(_pieces(text), trainer)
         return cls(tokenizer.to_str())
 
     @cached_property
@@ -165,6 +166,12 @@ class SubwordTokenizer:
 
     def to_json(self) -> str:
         return self.content
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Yield the documents of a text, cut before line ends, where GPT-2's rule for words always cuts."""
+    for document in text.split(END_OF_TEXT):
+        yield from re.split(r"(?<=\S)(?=\n)", document)
 
 
 def _byte_letters() -> list[str]:

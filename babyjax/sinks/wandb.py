@@ -16,7 +16,14 @@ class WandbSink:
     def __init__(self, folder: Path, step: int, config: dict[str, Any]):
         refuse_link(folder / "wandb")
         settings = wandb.Settings(silent=True, console="off")
-        self._run = wandb.init(project="babyjax", name=folder.name, dir=str(folder), config=config, settings=settings)
+        self._run = wandb.init(
+            project="babyjax",
+            name=folder.name,
+            dir=str(folder),
+            config=config,
+            settings=settings,
+            reinit="create_new",  # seeds side by side log at the same time
+        )
 
     def __call__(self, event: Event) -> None:
         first = event.step - len(event.train_losses) + 1

@@ -59,7 +59,7 @@ def fully_sharded(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) 
     return NamedSharding(mesh, PartitionSpec(*[None] * split, "data"))
 
 
-def shardings(tree: Any, mesh: Mesh, kind: str) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh, kind: str) -> Any:
     """Return the shardings of a training state, by the names and shapes of its leaves: `kind` is "data" or "fsdp"."""
     if kind == "data":
         return jax.tree.map(lambda leaf: replicated(mesh), tree)
@@ -100,6 +100,12 @@ def require_memory(needed: int, what: str) -> None:
 def bytes_of(tree: Any) -> int:
     """Return the bytes of a pytree of arrays or shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def bytes_per_device(tree: Any, places: Any) -> int:
+    """Return the bytes of a pytree of arrays or shapes on each device, by their shardings."""
+    leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True)
+    return sum(math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, place in leaves)
 
 
 def program_memory(program: Compiled) -> int:

@@ -18,7 +18,7 @@ from babyjax.errors import DivergenceError
 from babyjax.models.base import LanguageModel
 from babyjax.text import duration, short
 from babyjax.training.devices import (
-    bytes_of,
+    bytes_per_device,
     data_mesh,
     device_names,
     peak_flops,
@@ -159,8 +159,8 @@ class GradientTrainer:
         key, optimizer = init_key(self._train.seed), make_optimizer(self._optimizer, self._train.steps)
         shapes = jax.eval_shape(lambda model: init_state(model, optimizer), self._model)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self._model))
-        require_memory(bytes_of(shapes), f"a model of {parameters:,} parameters")
         places = shardings(shapes, self.mesh, self._train.mesh)
+        require_memory(bytes_per_device(shapes, places), f"a model of {parameters:,} parameters")
         model = jax.jit(self._initialize, out_shardings=places.model)(key)
         return _initial_state(self._shared, self._train.steps, self.mesh, self._train.mesh)(model)
 
@@ -184,7 +184,9 @@ class GradientTrainer:
 
         Yields the events of all runs together.
         """
-        for event in self._run(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), np.array(seeds), pauses):
+        together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        del states  # their memory is needed
+        for event in self._run(together, np.array(seeds), pauses):
             rows = zip(_apart(event.state), event.train_losses.T, strict=True)
             yield tuple(event._replace(state=state, train_losses=losses) for state, losses in rows)
 

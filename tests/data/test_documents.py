@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,55 @@ def test_what_cannot_be_read_is_named(folder, name, data, sentence):
     Path(name).write_bytes(data)
     with pytest.raises(DataError, match=sentence):
         read_corpus("bad")
+
+
+def test_files_of_a_folder_are_found_whatever_their_case_and_through_links(folder):
+    Path("mixed/inner").mkdir(parents=True)
+    Path("mixed/A.TXT").write_text("a")
+    Path("mixed/inner/B.JSONL").write_text('{"text": "b"}')
+    Path("mixed/inner/c.ndjson.GZ").write_bytes(gzip.compress(b'{"text": "c"}'))
+    Path("mixed/inner/d.jsonl.txt").write_text("{d}")
+    Path("mixed/again").symlink_to("inner")  # the same files, once
+    Path("mixed/inner/back").symlink_to("..")
+    Path("mixed/there").symlink_to("../stories/deeper")
+    assert sorted(read_text_of("mixed").split(END_OF_TEXT)) == ["a", "b", "c", "fifth", "{d}"]
+    assert read_text_of("mixed/inner/B.JSONL") == "b"
+
+
+def test_nothing_of_a_folder_is_left_out_without_a_word(folder):
+    Path("odd").mkdir()
+    Path("odd/a.txt").write_text("a")
+    Path("odd/b.txt").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"cannot read odd/b\.txt: it is not a file"):
+        read_text_of("odd")
+    Path("odd/b.txt").unlink()
+    Path("odd/a.txt.gz").write_bytes(gzip.compress(b"a"))
+    with pytest.raises(DataError, match=r"odd/a\.txt is there gzipped too; remove one of them"):
+        read_text_of("odd")
+
+
+def test_a_folder_that_may_not_be_read_is_named(folder, monkeypatch):
+    scandir = os.scandir
+
+    def refused(path):
+        if str(path).endswith("deeper"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(DataError, match="cannot read stories/deeper: Permission denied"):
+        read_text_of("stories")
+
+
+def test_names_of_folders_below_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    Path("books.v1").mkdir()
+    Path("lone[1].txt").write_text("lone")
+    assert [corpus_name(path) for path in ("~/books.v1", "~/lone[1].txt", "~/stories/*.txt", "~")] == [
+        *("books.v1", "lone[1]", "stories"),
+        folder.name,
+    ]
+    assert corpus_name("~nobody-here/x.txt") == "x"
 
 
 def test_a_folder_or_a_pattern_without_text_is_refused(folder):

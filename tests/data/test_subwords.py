@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from babyjax.data.documents import END_OF_TEXT
 from babyjax.data.subwords import SubwordTokenizer, tokenizer_json
 from babyjax.data.tokenizer import ByteTokenizer, CharTokenizer, make_tokenizer, tokenizer_from_json
 from babyjax.errors import BabyjaxError, ConfigError, TokenError
@@ -76,6 +77,15 @@ def test_a_byte_pair_encoding_has_no_token_for_pairs_that_occur_once(text, size)
     learned = SubwordTokenizer.fit(text, 8192)
     assert learned.vocab_size == size
     assert (learned.words[0], learned.words[1], learned.end_of_text) == ("0:U+0003", "1:!", 0)
+
+
+def test_no_token_of_a_byte_pair_encoding_is_wasted():
+    """None spans two documents, and those that span line ends are learned as they are used."""
+    code = "def f(x):\n\n    if x:\n        return g(x)\n\n\n    return 0."
+    learned = SubwordTokenizer.fit(END_OF_TEXT.join([code] * 50), 8192)
+    library = tokenizers.Tokenizer.from_str(learned.content)
+    assert not any("\u0103" in token and token != "\u0103" for token in library.get_vocab())
+    assert {"\u010a\u010a", "\u010a\u0120\u0120\u0120"} <= library.get_vocab().keys()
 
 
 def test_a_missing_library_is_named(monkeypatch):

@@ -2,6 +2,7 @@ import json
 import os
 import struct
 
+import numpy as np
 import pytest
 
 pytest.importorskip("wandb", reason="wandb is not installed (the wandb extra)")
@@ -10,7 +11,9 @@ from test_sinks import QUICK
 from wandb.proto.wandb_internal_pb2 import Record
 
 from babyjax.errors import BabyjaxError
+from babyjax.models.base import LanguageModel
 from babyjax.sinks.wandb import WandbSink
+from babyjax.training.events import Event, State
 
 
 def records_of(path):
@@ -60,6 +63,24 @@ def test_an_offline_run_holds_losses_speed_and_config(command, tmp_path):
     assert (ran.returncode, ran.stderr) == (0, "")
     _, (_, scalars) = logged(tmp_path / "here")
     assert list(scalars["loss/step"]) == [19, 20]
+
+
+@pytest.mark.slow
+def test_runs_that_are_logged_at_the_same_time_are_told_apart(tmp_path, monkeypatch):
+    """As seeds side by side are."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for seed in range(2):
+        (tmp_path / f"seed-{seed}").mkdir()
+    sinks = [WandbSink(tmp_path / f"seed-{seed}", 0, {"seed": seed}) for seed in range(2)]
+    for step in (1, 2):
+        for seed, sink in enumerate(sinks):
+            sink(Event(step, State(step, LanguageModel(), ()), np.array([seed + step / 10]), 0.1))
+    for sink in sinks:
+        sink.close()
+    for seed in range(2):
+        ((config, scalars),) = logged(tmp_path / f"seed-{seed}")
+        assert config["seed"] == seed
+        assert scalars["loss/step"] == {1: seed + 0.1, 2: seed + 0.2}
 
 
 def test_a_log_that_wandb_refuses_is_told_in_one_sentence(call, monkeypatch):

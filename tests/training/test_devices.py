@@ -2,10 +2,12 @@ import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from babyjax.training.devices import PEAK_FLOPS, fully_sharded, peak_flops
+from babyjax.training.devices import PEAK_FLOPS, bytes_of, bytes_per_device, fully_sharded, peak_flops, shardings
 
 
 def test_a_peak_is_known_or_not():
@@ -41,6 +43,13 @@ def test_the_cards_named_h100_have_peaks_of_their_own(kind, peak):
 def test_the_longest_axis_that_devices_divide_is_split_but_not_that_of_blocks(name, shape, spec):
     mesh = AbstractMesh((8,), ("data",))
     assert fully_sharded(name, shape, mesh).spec == PartitionSpec(*spec)
+
+
+def test_a_share_of_a_state_is_counted_in_bytes():
+    mesh = AbstractMesh((8,), ("data",))
+    tree = {"kernel": jax.ShapeDtypeStruct((64, 4096), jnp.float32), "bias": jax.ShapeDtypeStruct((64,), jnp.bfloat16)}
+    assert bytes_per_device(tree, shardings(tree, mesh, "fsdp")) == 64 * 4096 * 4 // 8 + 128
+    assert bytes_per_device(tree, shardings(tree, mesh, "data")) == bytes_of(tree) == 64 * 4096 * 4 + 128
 
 
 STEP = """
