@@ -202,12 +202,14 @@ def test_what_is_said_of_the_ladder_is_on_record():
 
 def test_what_is_said_of_larger_rungs_is_on_record():
     rungs, text = record("reference")["tinyshakespeare"]["rungs"], text_of("docs/ladder.md")
-    tiny, rotary = rungs["gpt-tiny-2019"], rungs["babygpt-v13-rotary"]
+    tiny, rotary, rms = (rungs[name] for name in ("gpt-tiny-2019", "babygpt-v13-rotary", "babygpt-v14-rmsnorm"))
     assert f"with {tiny['parameters'] / rungs['babygpt-v9-layernorm']['parameters']:.0f} times as many" in text
     assert f"as many characters: {tiny['mean']:.4f}." in text
     assert (rotary["below"], rotary["better"]) == ("gpt-tiny-2019", "B")
-    assert f"better by {-rotary['difference']:.4f} ± {rotary['half_width']:.4f}." in text
-    assert all(float(each["rate"]) == max(map(float, each["rates"])) for each in (tiny, rotary))
+    assert f"better by {-rotary['difference']:.4f} ± {rotary['half_width']:.4f};" in text
+    assert (rms["below"], rms["better"]) == ("babygpt-v13-rotary", None)
+    assert f"({rms['difference']:+.4f} ± {rms['half_width']:.4f})" in text
+    assert all(float(each["rate"]) == max(map(float, each["rates"])) for each in (tiny, rotary, rms))
 
 
 def test_what_is_said_of_compiled_steps_is_on_record():
