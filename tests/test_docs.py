@@ -208,7 +208,7 @@ def test_what_is_said_of_larger_rungs_is_on_record():
     assert (rotary["below"], rotary["better"]) == ("gpt-tiny-2019", "B")
     assert f"better by {-rotary['difference']:.4f} ± {rotary['half_width']:.4f};" in text
     assert (rms["below"], rms["better"]) == ("babygpt-v13-rotary", None)
-    assert f"({rms['difference']:+.4f} ± {rms['half_width']:.4f})" in text
+    assert f"({abs(rms['difference']):.4f} ± {rms['half_width']:.4f})" in text
     assert all(float(each["rate"]) == max(map(float, each["rates"])) for each in (tiny, rotary, rms))
 
 
