@@ -344,7 +344,7 @@ class TrainConfig(Options):
     eval_tokens: int | None = size(50_000, "tokens per split for evaluation during training (empty: all)", free=True)
     grow_from: str | None = option(None, "initialize by growing this smaller run")
     accumulation: int = size(1, "gradient accumulation steps")
-    mesh: Literal["data", "fsdp"] = option("data", "several devices: each has the state, or a share", free=True)
+    mesh: Literal["data", "fsdp"] = option("data", "on several devices: replicate or shard the state", free=True)
 
     @model_validator(mode="after")
     def _parts_are_equal(self) -> "TrainConfig":

@@ -28,7 +28,7 @@ from babyjax.training.events import Event, State, with_losses
 from babyjax.training.gradient import GradientTrainer
 
 SEEDS = "seeds.json"
-SIDE_BY_SIDE = 8  # runs: more gain little, and each has open files and its states in memory
+SIDE_BY_SIDE = 8  # runs at most, since each keeps open files and a state in memory
 
 
 class Trained(NamedTuple):
@@ -70,7 +70,7 @@ def train_side_by_side(jobs: Sequence[Job], log: Log | None, screen: Screen, con
         if len(jobs) == 1:
             rows = ((event,) for event in trainer.run(states[0], pauses))
         else:
-            assert isinstance(trainer, GradientTrainer), "others make no use of a seed"
+            assert isinstance(trainer, GradientTrainer), "no other trainer gains side by side"
             rows = trainer.run_side_by_side(states, [job.config.train.seed for job in jobs], pauses)
         events = next(rows, None)
     if events is None:
@@ -212,8 +212,8 @@ def train_many(
 ) -> tuple[list[Done], int]:
     """Train runs that differ only in their seeds side by side, or read their losses if they are trained.
 
-    If one diverges, they are trained one by one from their checkpoints, so that it keeps no other from its end. Returns
-    how each ended, and the number of the signal that ended them, or 0.
+    If one diverges, they are trained one by one from their checkpoints, so that those before it finish. Returns how
+    each ended, and the number of the signal that ended them, or 0.
     """
     try:
         return _train_many(configs, task, log, screen, name)
@@ -282,7 +282,8 @@ def train_seeds(config: Config, task: Task, log: Log | None, screen: Screen) -> 
     size = SIDE_BY_SIDE if gains_side_by_side(configs[0], task) else 1
     for first in range(0, len(seeds), size):
         group = configs[first : first + size]
-        name = f"seed {seeds[first]}{f' to {seeds[first] + len(group) - 1}' * (len(group) > 1)} of {len(seeds)}"
+        last = f" to {group[-1].train.seed}" if len(group) > 1 else f", {first + 1}"
+        name = f"seed {seeds[first]}{last} of {len(seeds)}"
         ended, received = train_many(group, task, log, screen, name)
         for config, (losses, how) in zip(group, ended, strict=False):
             if losses is None:

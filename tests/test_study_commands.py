@@ -159,7 +159,7 @@ def test_seeds_side_by_side_are_runs_of_their_own(call, runs, monkeypatch):
     assert call("train", *RUNS["seeds"], "run_dir=here")[1].count("trained before") == 3
 
 
-def test_a_seed_that_diverges_side_by_side_keeps_no_other_from_its_end(call, monkeypatch):
+def test_seeds_before_one_that_diverges_finish_side_by_side_too(call, monkeypatch):
     monkeypatch.setattr(runner.GradientTrainer, "gains_side_by_side", True)
     record = runner.Run.record
 

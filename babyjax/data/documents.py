@@ -19,18 +19,19 @@ from babyjax.errors import DataError
 from babyjax.text import shown
 
 END_OF_TEXT = "\x03"  # U+0003, "end of text": what separates documents
-KIND = re.compile(r"\.(txt|jsonl|ndjson)(\.gz)?$", re.IGNORECASE)
+TEXT = re.compile(r"\.txt(\.gz)?$", re.IGNORECASE)
+JSON_LINES = re.compile(r"\.(jsonl|ndjson)(\.gz)?$", re.IGNORECASE)
 MAGIC = frozenset("*?[")
 
 
 def corpus_name(path: str | os.PathLike[str]) -> str:
     """Return the name of the corpus in a file, a folder or the files of a pattern: the file's or the folder's."""
-    last = Path(os.path.expanduser(path))  # not Path.expanduser, which raises for nobody
+    last = Path(os.path.expanduser(path))  # Path.expanduser raises for an unknown user
     if _is_pattern(last):
         last = next(folder for folder in last.parents if not MAGIC & set(str(folder)))
     if last.name in ("", ".."):
         return last.resolve().name or "files"
-    if os.path.isdir(last):  # which no name makes raise
+    if os.path.isdir(last):  # Path.is_dir raises for a name that is too long
         return last.name
     return Path(re.sub(r"\.gz$", "", last.name, flags=re.IGNORECASE)).stem
 
@@ -49,7 +50,7 @@ def read_text_of(path: str | os.PathLike[str], field: str = "text") -> str:
     Raises: DataError if a file cannot be read or is not text, or there is none.
     """
     files = _files(path)
-    if len(files) == 1 and not is_json_lines(files[0]):
+    if len(files) == 1 and not JSON_LINES.search(files[0].name):
         return _text(files[0])
     documents = []
     for file in files:
@@ -60,11 +61,6 @@ def read_text_of(path: str | os.PathLike[str], field: str = "text") -> str:
     if not any(documents):
         raise DataError(f"{shown(path)} is empty")
     return END_OF_TEXT.join(filter(None, documents))
-
-
-def is_json_lines(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file has JSON lines, by its name."""
-    return bool(re.search(r"\.(jsonl|ndjson)(\.gz)?$", str(path), re.IGNORECASE))
 
 
 def _files(path: str | os.PathLike[str]) -> list[Path]:
@@ -88,7 +84,9 @@ def _files(path: str | os.PathLike[str]) -> list[Path]:
         if not file.is_file():
             raise DataError(f"cannot read {shown(file)}: it is not a file")
         if (plain := file.with_suffix("")) in known and file.suffix.lower() == ".gz":
-            raise DataError(f"{shown(plain)} is there gzipped too; remove one of them, or their text would count twice")
+            raise DataError(
+                f"{shown(plain)} is there gzipped too; remove one of the two, or their text would count twice"
+            )
     return files
 
 
@@ -105,7 +103,8 @@ def _walk(start: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = [name for name in folders if name[0] != "."]
-        yield from (Path(folder, name) for name in names if name[0] != "." and KIND.search(name))
+        kept = [name for name in names if TEXT.search(name) or JSON_LINES.search(name)]
+        yield from (Path(folder, name) for name in kept if name[0] != ".")
 
 
 def _text(file: Path) -> str:
@@ -118,7 +117,7 @@ def _text(file: Path) -> str:
 
 def _documents(file: Path, field: str) -> Iterator[tuple[str, str]]:
     """Yield the documents of a file, each with its source for a message."""
-    if not is_json_lines(file):
+    if not JSON_LINES.search(file.name):
         with _open(file) as stream:
             data = stream.read()
         yield clean_text(data, shown(file)), shown(file)
@@ -136,7 +135,7 @@ def _document(line: bytes, field: str, source: str) -> str:
     except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
         raise DataError(f"{source} is not JSON") from None
     if not isinstance(fields, dict):
-        raise DataError(f"{source} is no JSON object")
+        raise DataError(f"{source} is not a JSON object")
     text = fields.get(field)
     if not isinstance(text, str):
         names = ", ".join(sorted(name for name, value in fields.items() if isinstance(value, str)))

@@ -36,8 +36,8 @@ def matmul(
     return product(rows, kernel, dtype).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-# The gradient of float32 logits is rounded to the bfloat16 of their factors before it meets them: a product of both
-# types is one of float32, three times slower on an H200.
+# The gradient of float32 logits is rounded to the bfloat16 of their factors before it meets them, since a
+# product of both types is computed in float32, which is slower on a GPU.
 _widening_matmul = jax.custom_vjp(matmul_reference, nondiff_argnums=(2,))
 
 

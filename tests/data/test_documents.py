@@ -88,7 +88,7 @@ def test_documents_of_json_lines_come_back(tmp_path_factory, texts):
         ("bad/x.jsonl", b'{"text": "a"}\n{"text"', r"line 2 of bad/x\.jsonl is not JSON"),
         ("bad/x.jsonl", b"[" * 100_000, r"line 1 of bad/x\.jsonl is not JSON"),
         ("bad/x.jsonl", b'{"text": "\xff"}', r"line 1 of bad/x\.jsonl is not JSON"),
-        ("bad/x.jsonl", b"7", r"line 1 of bad/x\.jsonl is no JSON object"),
+        ("bad/x.jsonl", b"7", r"line 1 of bad/x\.jsonl is not a JSON object"),
         ("bad/x.jsonl", b'{"story": "a", "n": 1}', r"has no text in data\.field=text; it has text in: story"),
         ("bad/x.jsonl", b'{"text": 1}', r"has no text in data\.field=text; it has text in: none"),
         ("bad/x.jsonl", b'{"text": "\\ud800"}', r"line 1 of bad/x\.jsonl has half a surrogate pair"),
@@ -130,7 +130,7 @@ def test_nothing_of_a_folder_is_left_out_without_a_word(folder):
         read_text_of("odd")
     Path("odd/b.txt").unlink()
     Path("odd/a.txt.gz").write_bytes(gzip.compress(b"a"))
-    with pytest.raises(DataError, match=r"odd/a\.txt is there gzipped too; remove one of them"):
+    with pytest.raises(DataError, match=r"odd/a\.txt is there gzipped too; remove one of the two"):
         read_text_of("odd")
 
 

@@ -51,20 +51,24 @@ def test_a_finished_state_yields_nothing():
     assert next(ours.run(last.state), None) is None
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(monkeypatch):
+def poison(monkeypatch, change):
+    """Let `change(losses, first)` replace the losses of a dispatch from step `first`."""
     real = gradient.make_advance
 
-    def diverging(*arguments, **options):
+    def poisoned_advance(*arguments, **options):
         advance = real(*arguments, **options)
 
         def poisoned(state, tokens, count, hyper):
             state, losses = advance(state, tokens, count, hyper)
-            place = 9 - (state.step - count)
-            return state, jnp.where(jnp.arange(len(losses)) == place, jnp.nan, losses)
+            return state, change(losses, state.step - count)
 
         return jax.jit(poisoned)
 
-    monkeypatch.setattr(gradient, "make_advance", diverging)
+    monkeypatch.setattr(gradient, "make_advance", poisoned_advance)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(monkeypatch):
+    poison(monkeypatch, lambda losses, first: jnp.where(jnp.arange(len(losses)) == 9 - first, jnp.nan, losses))
     ours = trainer("train.steps=100")
     with pytest.raises(DivergenceError, match=r"the loss became nan at step 10; try a lower optimizer\.learning_rate"):
         for _ in ours.run(ours.init()):
@@ -118,18 +122,7 @@ def test_runs_side_by_side_are_the_runs_alone():
 
 
 def test_a_loss_that_is_not_finite_names_the_seed_side_by_side(monkeypatch):
-    real = gradient.make_advance
-
-    def diverging(*arguments, **options):
-        advance = real(*arguments, **options)
-
-        def poisoned(state, tokens, count, hyper):
-            state, losses = advance(state, tokens, count, hyper)
-            return state, losses.at[:, 1].set(jnp.inf)
-
-        return jax.jit(poisoned)
-
-    monkeypatch.setattr(gradient, "make_advance", diverging)
+    poison(monkeypatch, lambda losses, first: losses.at[:, 1].set(jnp.inf))
     ours = trainer("train.steps=101")
     with pytest.raises(DivergenceError, match="the loss of seed 9 became inf at step 1; "):
         for _ in ours.run_side_by_side([ours.init(), ours.init()], [4, 9]):
