@@ -7,10 +7,15 @@ from .counts.pairs import PairCounts as PairCounts
 from .counts.pairs import count_windows as count_windows
 from .data.batches import Split as Split
 from .data.batches import batch_at as batch_at
+from .data.batches import bytes_of as bytes_of
 from .data.batches import split_tokens as split_tokens
 from .data.corpus import Corpus as Corpus
 from .data.corpus import load_corpus as load_corpus
 from .data.corpus import read_corpus as read_corpus
+from .data.prepared import PreparedCorpus as PreparedCorpus
+from .data.prepared import load_file as load_file
+from .data.prepared import open_prepared as open_prepared
+from .data.prepared import prepare as prepare
 from .data.subwords import SubwordTokenizer as SubwordTokenizer
 from .data.tokenizer import ByteTokenizer as ByteTokenizer
 from .data.tokenizer import CharTokenizer as CharTokenizer

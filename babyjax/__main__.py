@@ -10,6 +10,7 @@ from babyjax.errors import ConfigError
 
 COMMANDS = {
     "train": "train a model and keep the run in a directory",
+    "prepare": "a large text as tokens on disk, for training",
     "sweep": "find the best options for a model",
     "evaluate": "losses of a trained model over whole splits",
     "compare": "which of several runs is better",

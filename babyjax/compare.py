@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import babyjax
 from babyjax.cli import describe, prepare_jax, run_command, show
-from babyjax.config import Config, Options, option, size
+from babyjax.config import Config, MovedConfig, Options, option, size
 from babyjax.errors import BabyjaxError, ConfigError, RunError
 from babyjax.files import finite_json, user_path
 from babyjax.options import options_of, read_options
@@ -21,7 +21,8 @@ LISTED = 5
 
 class CompareConfig(Options):
     step: str = option("newest", "checkpoint: newest, best (by validation loss) or a step")
-    text: str | None = option(None, "compare on this UTF-8 text file (empty: the runs' corpus)")
+    text: str | None = option(None, "compare on this text instead of the runs' corpus")
+    data: MovedConfig = MovedConfig()
     stride: int | None = size(None, "tokens between context windows (empty: half a block)")
     resolution: float = option(0.005, "difference that more seeds should resolve", gt=0, le=100)
     picture: str | None = option(None, "draw curves into this .svg or .png file")
@@ -74,7 +75,7 @@ class Member(NamedTuple):
 class Text(NamedTuple):
     """A text as the tokens of one tokenizer."""
 
-    corpus: "babyjax.Corpus"
+    corpus: "babyjax.Corpus | babyjax.PreparedCorpus"
     split: "babyjax.Split"
     ends: Any  # of every validation token, in bytes of the text
     start: int  # of the first
@@ -88,6 +89,7 @@ def compare(
     resolution: float = 0.005,
     progress: Callable[[str], None] = lambda what: None,
     *,
+    data_path: str | None = None,
     positions: bool = False,
 ) -> dict[str, Any]:
     """Compare runs with the first of them and return what `format=json` prints.
@@ -107,7 +109,7 @@ def compare(
         side = []
         for folder in members:
             progress(f"evaluating {folder}")
-            side.append(_member(folder, step, text, stride, texts, positions))
+            side.append(_member(folder, step, text, data_path, stride, texts, positions))
         _check_recipe(path, side)
         sides.append(side)
     _check_texts(sides, text)
@@ -124,14 +126,20 @@ def _folders(path: str) -> list[Path]:
 
 
 def _member(
-    folder: Path, step: str, text: str | None, stride: int | None, texts: dict[Any, Text], positions: bool
+    folder: Path,
+    step: str,
+    text: str | None,
+    data_path: str | None,
+    stride: int | None,
+    texts: dict[Any, Text],
+    positions: bool,
 ) -> Member:
     import numpy as np
 
     run = babyjax.load_run(folder, step)
     key = (run.tokenizer.to_json(), None if text else run.manifest.corpus.sha256)
     if key not in texts:
-        texts[key] = _read_text(run, text)
+        texts[key] = _read_text(run, text, data_path)
     whole, byte_lengths, longest = texts[key], run.tokenizer.byte_lengths, run.model.max_length
     if stride is not None and longest is not None and stride > longest:
         raise ConfigError(f"stride={stride} is longer than the block of {longest} of {folder}")
@@ -155,18 +163,19 @@ def _member(
     )
 
 
-def _read_text(run: "babyjax.LoadedRun", text: str | None) -> Text:
+def _read_text(run: "babyjax.LoadedRun", text: str | None, data_path: str | None) -> Text:
     """Read and split the text. Raises: RunError if the tokenizer does not say how many bytes its tokens are."""
-    corpus = babyjax.read_corpus(text) if text else run.corpus()
-    split = babyjax.split_tokens(run.tokenizer.encode(corpus.text))
+    corpus = run.read(text) if text else run.corpus(data_path)
+    if isinstance(corpus, babyjax.PreparedCorpus):
+        corpus.check()
+    split = babyjax.split_tokens(corpus.encode(run.tokenizer))
     sizes = run.tokenizer.byte_lengths
-    start = int(sizes[split.train].sum())
+    start = babyjax.bytes_of(split.train, sizes)
     ends = start + sizes[split.val].cumsum()
-    size = len(corpus.text.encode())
-    if ends[-1] != size:
+    if ends[-1] != corpus.bytes:
         raise RunError(
-            f"the tokens of {run.folder} are {int(ends[-1]):,} bytes, but {corpus.name} has {size:,}; losses per byte "
-            "of such a tokenizer cannot be compared"
+            f"the tokens of {run.folder} are {int(ends[-1]):,} bytes, but {corpus.name} has {corpus.bytes:,}; losses "
+            "per byte of such a tokenizer cannot be compared"
         )
     return Text(corpus, split, ends, start)
 
@@ -339,7 +348,14 @@ def main(argv: list[str]) -> None:
     prepare_jax()
     with babyjax.Screen(stderr=True).status("reading the runs") as update:
         result = compare(
-            paths, config.step, config.text, config.stride, config.resolution, update, positions=picture is not None
+            paths,
+            config.step,
+            config.text,
+            config.stride,
+            config.resolution,
+            update,
+            data_path=config.data.path,
+            positions=picture is not None,
         )
         if picture is not None:
             update("drawing")

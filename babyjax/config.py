@@ -249,7 +249,7 @@ class BabyGPTConfig(WindowedConfig):
 
 class DataConfig(Options):
     group: ClassVar[str] = "data"
-    path: str | None = option(None, "text file, folder or pattern (.txt or .jsonl, .gz too)", free=True)
+    path: str | None = option(None, "text file, folder or pattern, or a prepared corpus", free=True)
     field: str = option("text", "field of .jsonl lines that has the text", free=True)
     tokenizer: Literal["char", "byte", "bpe"] | str = option("char", "what a token is, or the path of a tokenizer.json")
     vocab_size: int | None = option(None, "tokens of data.tokenizer=bpe (empty: 8192)", ge=258, le=1e6)
@@ -261,6 +261,13 @@ class DataConfig(Options):
                 f"data.vocab_size={self.vocab_size} is for data.tokenizer=bpe, not {shown(self.tokenizer)}"
             )
         return self
+
+
+class MovedConfig(Options):
+    """Where the corpus of a run is."""
+
+    group: ClassVar[str] = "data"
+    path: str | None = option(None, "where the run's corpus is now, if it has moved")
 
 
 class SyntheticConfig(DataConfig):

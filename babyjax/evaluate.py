@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import babyjax
 from babyjax.cli import describe, prepare_jax, run_command, show
-from babyjax.config import Options, option, size
+from babyjax.config import MovedConfig, Options, option, size
 from babyjax.errors import BabyjaxError, ConfigError
 from babyjax.files import finite_json, replace_file, user_path
 from babyjax.options import read_options
@@ -20,7 +20,8 @@ TOLERANCE, BFLOAT16_TOLERANCE = 1e-3, 0.5
 class EvaluateConfig(Options):
     run_dir: str | None = option(None, "run to evaluate")
     step: str = option("newest", "checkpoint: newest, best (by validation loss) or a step")
-    text: str | None = option(None, "evaluate on this UTF-8 text file (empty: the run's corpus)")
+    text: str | None = option(None, "evaluate on this text instead of the run's corpus")
+    data: MovedConfig = MovedConfig()
     split: Literal["both", "train", "val"] = option("both", "splits to evaluate")
     stride: int | None = size(None, "tokens between context windows (empty: half a block)")
     adaptive: bool = option(False, "also predict each validation token and then count it (models that count)")
@@ -50,6 +51,7 @@ def evaluate(
     adaptive: bool = False,
     per_token: str | None = None,
     text: str | None = None,
+    data_path: str | None = None,
     verify: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run and return what `format=json` prints; `bigram_baseline` and `ngram_baseline` are nats per token.
@@ -58,8 +60,9 @@ def evaluate(
     contiguous segments of at least 5,000 tokens; it is None if a split has fewer than two. With `adaptive` the
     validation split also has what `adaptive_nats` says. `per_token` names a file for the losses of every token but the
     first of each split, and of the n-gram: arrays "val", "val_ngram", "val_adaptive" and so on, in nats. `text` names
-    a file to evaluate on instead of the run's corpus, in the same two splits. With `verify` the result also has a
-    `babyjax.Verification` of the validation split, which `format=json` prints as a dictionary.
+    a file to evaluate on instead of the run's corpus, in the same two splits; `data_path` says where that corpus is, if
+    the run has no copy. With `verify` the result also has a `babyjax.Verification` of the validation split, which
+    `format=json` prints as a dictionary.
 
     Raises: ConfigError if an option does not fit the model, RunError if the run cannot be read, BabyjaxError if the
     file cannot be written.
@@ -79,27 +82,37 @@ def evaluate(
     path = user_path(per_token, BabyjaxError) if per_token else None
     if path is not None and not path.parent.is_dir():
         raise BabyjaxError(f"cannot write per_token={path}: there is no folder {path.parent}")
-    corpus = babyjax.read_corpus(text) if text else run.corpus()
-    tokens = babyjax.split_tokens(run.tokenizer.encode(corpus.text))
-    pairs = babyjax.PairCounts.from_split(tokens, vocab_size)
+    if text and data_path:
+        raise ConfigError("text= is another text and data.path= the run's own; give one of them")
+    corpus = run.read(text, progress) if text else run.corpus(data_path, progress)
+    if isinstance(corpus, babyjax.PreparedCorpus):
+        corpus.check()
+    tokens = babyjax.split_tokens(corpus.encode(run.tokenizer))
+    pairs = babyjax.PairCounts.of_corpus(corpus, tokens, vocab_size)
+
+    def evaluating(split: str, share: float) -> None:
+        progress(f"evaluating on {split}", share)
+
     names = ["train", "val"] if split == "both" else [split]
-    sizes = {name: int(byte_lengths[part[1:]].sum()) for name, part in tokens._asdict().items()}
+    sizes = {name: babyjax.bytes_of(part[1:], byte_lengths) for name, part in tokens._asdict().items()}
     if model.max_length is not None and stride is None:
         stride = max(1, model.max_length // 2)
     if path is None and not verify:
-        losses = babyjax.make_evaluator(model, pairs, tokens, byte_lengths, stride)(model, names, progress)
+        losses = babyjax.make_evaluator(model, pairs, tokens, byte_lengths, stride)(model, names, evaluating)
         arrays = {}
     else:
-        arrays = {name: babyjax.token_nats(model, tokens, byte_lengths, name, stride, progress) for name in names}
+        arrays = {name: babyjax.token_nats(model, tokens, byte_lengths, name, stride, evaluating) for name in names}
         losses = {name: babyjax.Nats.of_tokens(nats, sizes[name]) for name, nats in arrays.items()}
     ngram = babyjax.ngram_baseline(tokens, vocab_size)
+    counted = ngram.counted if ngram.counted < len(tokens.train) else None
     block_size = model.max_length or model.context_length
     splits: dict[str, Any] = {name: {**_shown(losses[name]), "bigram_baseline": pairs.baseline(name)} for name in names}
     if "val" in names:
         splits["val"]["ngram_baseline"], arrays["val_ngram"] = ngram.val, ngram.nats
         if adaptive:
-            arrays["val_adaptive"] = babyjax.adaptive_nats(run.config, model, run.parts, tokens, byte_lengths, progress)
-            splits["val"]["adaptive"] = _shown(babyjax.Nats.of_tokens(arrays["val_adaptive"], sizes["val"]))
+            found = babyjax.adaptive_nats(run.config, model, run.parts, tokens, byte_lengths, evaluating)
+            splits["val"]["adaptive"] = _shown(babyjax.Nats.of_tokens(found, sizes["val"]))
+            arrays["val_adaptive"] = found
     if path is not None:
         _save(path, arrays)
     verification = {}
@@ -112,12 +125,12 @@ def evaluate(
             model,
             tokens,
             byte_lengths,
-            corpus.text.encode()[int(byte_lengths[tokens.train].sum()) :],  # what the training tokens leave
+            corpus.bytes - babyjax.bytes_of(tokens.train, byte_lengths),  # what the training tokens leave
             arrays["val"],
             stride,
             tolerance=BFLOAT16_TOLERANCE if rounded else TOLERANCE,
             logits=isinstance(run.config.model, babyjax.BabyGPTConfig),  # other models return log-probabilities
-            progress=lambda share: progress("val again, to verify", share),
+            progress=lambda share: evaluating("val again, to verify", share),
         )
     return {
         "model": run.config.choices.model,
@@ -128,6 +141,7 @@ def evaluate(
         "stride": stride or 1,
         "least_context": block_size - (stride or 1) + 1,
         "ngram_order": ngram.order,
+        "ngram_counted": counted,
         "splits": splits,
         **verification,
     }
@@ -166,10 +180,11 @@ def main(argv: list[str]) -> None:
             config.step,
             config.split,
             config.stride,
-            lambda split, share: update(f"evaluating on {split}: {share:.0%}"),
+            lambda what, share: update(f"{what}: {share:.0%}"),
             adaptive=config.adaptive,
             per_token=config.per_token,
             text=config.text,
+            data_path=config.data.path,
             verify=config.verify,
         )
     verification = result.get("verification")
@@ -207,6 +222,8 @@ def _table(config: EvaluateConfig, result: dict[str, Any]) -> str:
         "\nof the add-one count bigram fitted to train."
         f"\n{order}: a counted n-gram of the order that is best for the last tenth of train (modified Kneser-Ney)."
     )
+    if result["ngram_counted"]:
+        lines.append(f"It counted {result['ngram_counted']:,} tokens of train and is scored on the first of val.")
     if config.adaptive:
         lines.append(
             "Adaptive: each token is predicted, then counted. Not to be compared with the static losses beside it."

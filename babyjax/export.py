@@ -9,7 +9,7 @@ import yaml
 import babyjax
 from babyjax.cli import describe, prepare_jax, run_command, show
 from babyjax.config import Options, option
-from babyjax.errors import BabyjaxError, ConfigError
+from babyjax.errors import BabyjaxError, ConfigError, RunError
 from babyjax.files import replace_file, user_path
 from babyjax.options import arguments_of, read_options
 
@@ -86,22 +86,28 @@ def model_card(run: "babyjax.LoadedRun") -> str:
 
 def _corpus_and_losses(run: "babyjax.LoadedRun") -> list[str]:
     entry = run.manifest.corpus
-    tokens = babyjax.split_tokens(run.tokenizer.encode(run.corpus().text))
-    pairs = babyjax.PairCounts.from_split(tokens, run.tokenizer.vocab_size)
-    ngram = babyjax.ngram_baseline(tokens, run.tokenizer.vocab_size)
     rows = ["| split | nats per token | bits per byte | tokens scored |", "|---|---:|---:|---:|"]
     rows += _losses(run)
-    counted = (
-        f"Counting alone reaches {pairs.baseline('val'):.4f} nats per token on the validation split with an add-one "
-        f"bigram and {ngram.val:.4f} with a {ngram.order}-gram (modified Kneser-Ney)."
-    )
-    return [
+    lines = [
         "## Corpus\n\n"
         f"{entry.name}: {entry.characters:,} characters, sha256 `{entry.sha256}`. The first nine tenths are the "
         "training split, the rest is the validation split.",
         "## Losses\n\n" + "\n".join(rows),
-        counted,
     ]
+    try:
+        corpus = run.corpus()
+    except RunError:
+        if entry.path is None:
+            raise
+        return lines  # the corpus is elsewhere
+    tokens = babyjax.split_tokens(corpus.encode(run.tokenizer))
+    pairs = babyjax.PairCounts.of_corpus(corpus, tokens, run.tokenizer.vocab_size)
+    ngram = babyjax.ngram_baseline(tokens, run.tokenizer.vocab_size)
+    counted = (
+        f"Counting alone reaches {pairs.baseline('val'):.4f} nats per token on the validation split with an add-one "
+        f"bigram and {ngram.val:.4f} with a {ngram.order}-gram (modified Kneser-Ney)."
+    )
+    return [*lines, counted]
 
 
 def _losses(run: "babyjax.LoadedRun") -> list[str]:

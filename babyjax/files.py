@@ -1,8 +1,10 @@
 """Reading and writing files: a kill or a full disk leaves the old file or the new one, never a piece."""
 
+import errno
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,10 +15,18 @@ import platformdirs
 
 from babyjax.errors import BabyjaxError, DataError
 
-TEMPORARY = ".babyjax-"
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+TEMPORARY, LOCK = ".babyjax-", ".lock"
+HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}
+# What a file system without locks answers, some network mounts.
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
-def replace_file(path: Path, content: str | bytes) -> None:
+def replace_file(path: Path, content: str | bytes | memoryview) -> None:
     """Write bytes, or text as UTF-8, to `path` at once, never through a symbolic link there.
 
     Raises: OSError; the old file stays.
@@ -111,6 +121,24 @@ def open_appending(path: Path) -> BinaryIO:
     """Open a file for appending, never through a symbolic link. Raises: OSError."""
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)  # not on Windows
     return os.fdopen(os.open(path, flags, 0o666), "ab")
+
+
+def take_lock(file: BinaryIO, *, wait: bool = False) -> bool:
+    """Lock an open file for this process; return False if another holds it and we do not `wait`.
+
+    The system drops the lock when the file is closed or the process dies. Raises: OSError.
+    """
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in HELD:
+            return False
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
 
 
 def discard(stream: Any) -> None:

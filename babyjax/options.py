@@ -83,11 +83,17 @@ def _read_value(key: str, text: str, field: Any) -> Any:
 
 def _build(kind: type[Options], values: dict[str, Any], arguments: dict[str, str], known: list[str]) -> Any:
     """A config object from preset values and the arguments of its group, which are removed from `arguments`."""
+    own, parts = {}, {}
     for name, field in kind.model_fields.items():
+        if isinstance(field.default, Options):
+            parts[name] = _build(type(field.default), {}, arguments, known)
+        else:
+            own[name] = field
+    for name, field in own.items():
         if (key := kind.key(name)) in arguments:
             values[key] = _read_value(key, arguments.pop(key), field)
-    known.extend(map(kind.key, kind.model_fields))
-    return kind(**{name: values[key] for name in kind.model_fields if (key := kind.key(name)) in values})
+    known.extend(map(kind.key, own))
+    return kind(**parts, **{name: values[key] for name in own if (key := kind.key(name)) in values})
 
 
 def _read_file(path: str) -> dict[str, str]:

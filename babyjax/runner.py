@@ -327,8 +327,9 @@ def say_ngram(config: Config, task: Task, screen: Screen) -> None:
     """Say what counting reaches on the same text, unless the model itself counts n-grams."""
     if not isinstance(config.model, NGramConfig):
         with screen.status("counting n-grams to compare with"):
-            order, val = task.ngram.order, task.ngram.val
-        screen.say(f"counted   a {order}-gram has val {val:.4f} (its order chosen on held-out training text)")
+            order, val, counted = task.ngram.order, task.ngram.val, task.ngram.counted
+        of = "" if counted == len(task.split.train) else f" of {counted:,} training tokens"
+        screen.say(f"counted   a {order}-gram{of} has val {val:.4f} (its order chosen on held-out training text)")
 
 
 def grown(config: Config, task: Task) -> Task:
@@ -354,7 +355,7 @@ def introduce(config: Config, task: Task, screen: Screen) -> None:
     """Say what is learned from which text, and what bounds the loss."""
     parameters = f", {task.parameters:,} parameters" if task.parameters else ""
     screen.say(
-        f"{config.choices.model} on {task.corpus.name}: {len(task.corpus.text):,} characters, "
+        f"{config.choices.model} on {task.corpus.name}: {task.corpus.characters:,} characters, "
         f"vocabulary {task.tokenizer.vocab_size:,}{parameters}"
     )
     if config.train.grow_from:

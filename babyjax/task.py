@@ -22,8 +22,9 @@ from babyjax.config import (
 )
 from babyjax.counts.kneser_ney import choose_order, evidence_of, nats_at
 from babyjax.counts.pairs import PairCounts
-from babyjax.data.batches import Split, split_tokens
-from babyjax.data.corpus import Corpus, load_corpus, read_corpus
+from babyjax.data.batches import Split, bytes_of, split_tokens
+from babyjax.data.corpus import Corpus, load_corpus
+from babyjax.data.prepared import PreparedCorpus, Progress, load_file
 from babyjax.data.tokenizer import Tokenizer, make_tokenizer
 from babyjax.errors import ConfigError, RunError
 from babyjax.evaluation.evaluator import Evaluator, make_evaluator
@@ -38,12 +39,19 @@ from babyjax.training.exact import ExactTrainer
 from babyjax.training.gradient import GradientTrainer
 from babyjax.training.once import Made, OnceTrainer, count_bigram, count_ngram, mix
 
+# Tokens that are counted to compare with; those of a long text that are nearest to its validation split.
+NGRAM_TOKENS = 1 << 24
+
 
 class NGramBaseline(NamedTuple):
-    """What the counted n-gram of an order loses on each validation token but the first, in nats."""
+    """What the counted n-gram of an order loses on each validation token but the first, in nats.
+
+    Of a long text it has `counted` tokens, and `nats` are of the first validation tokens.
+    """
 
     order: int
     nats: Float[np.ndarray, " T"]
+    counted: int
 
     @property
     def val(self) -> float:
@@ -53,15 +61,16 @@ class NGramBaseline(NamedTuple):
 
 def ngram_baseline(split: Split, vocab_size: int) -> NGramBaseline:
     """Count the training split, with the order that is best for the last tenth of it."""
-    order = choose_order(split.train, vocab_size)
-    return NGramBaseline(order, nats_at(evidence_of(*split, vocab_size, order), vocab_size))
+    train, val = np.asarray(split.train[-NGRAM_TOKENS:]), np.asarray(split.val[: NGRAM_TOKENS // 8])
+    order = choose_order(train, vocab_size)
+    return NGramBaseline(order, nats_at(evidence_of(train, val, vocab_size, order), vocab_size), len(train))
 
 
 @dataclass(frozen=True)
 class Task:
     """What is learned and how it is judged."""
 
-    corpus: Corpus
+    corpus: Corpus | PreparedCorpus
     tokenizer: Tokenizer
     split: Split
     pairs: PairCounts
@@ -82,9 +91,11 @@ class Task:
         """The entropy of the training pairs in nats per token, a lower bound for models of one previous token."""
         return self.pairs.entropy("train")
 
-    def training_text(self) -> Corpus:
+    def training_text(self) -> Corpus | PreparedCorpus:
         """Return the text of the training split as a corpus of its own, up to its last whole character."""
-        size = int(self.tokenizer.byte_lengths[self.split.train].sum())
+        if isinstance(self.corpus, PreparedCorpus):
+            return self.corpus.training()
+        size = bytes_of(self.split.train, self.tokenizer.byte_lengths)
         text = self.corpus.text.encode()[:size].decode(errors="ignore")
         return Corpus(f"{self.corpus.name}-train", text, self.corpus.entropy_rate)
 
@@ -94,23 +105,35 @@ class Task:
         return ngram_baseline(self.split, self.tokenizer.vocab_size)
 
 
-def load_corpus_of(config: DataConfig, name: str) -> Corpus:
+def load_corpus_of(
+    config: DataConfig, name: str, progress: Progress = lambda what, share: None
+) -> Corpus | PreparedCorpus:
     """Load the corpus that the `data` options mean. Raises: DataError if it cannot be read."""
     if config.path:
-        return read_corpus(config.path, config.field)
+        return load_file(config.path, config.field, config.tokenizer, config.vocab_size, progress)
     source = config.model_dump(exclude={"path", "field", "tokenizer", "vocab_size"})
     return load_corpus(name, **source)
 
 
-def load_task(config: Config, corpus: Corpus | None = None, tokenizer: Tokenizer | None = None) -> Task:
+def load_task(
+    config: Config,
+    corpus: Corpus | PreparedCorpus | None = None,
+    tokenizer: Tokenizer | None = None,
+    progress: Progress = lambda what, share: None,
+) -> Task:
     """Load the corpus of a config, tokenize, split and count it.
 
-    A given `corpus` or `tokenizer` replaces that of the config. Raises: DataError, or ConfigError for sizes.
+    A given `corpus` or `tokenizer` replaces that of the config. `progress` is told what of a large text is done.
+    Raises: DataError, or ConfigError for sizes.
     """
-    corpus = corpus or load_corpus_of(config.data, config.choices.data)
-    tokenizer = tokenizer or make_tokenizer(config.data.tokenizer, corpus.text, config.data.vocab_size)
-    split = split_tokens(tokenizer.encode(corpus.text), config.model.window)
-    pairs = PairCounts.from_split(split, tokenizer.vocab_size)
+    corpus = corpus or load_corpus_of(config.data, config.choices.data, progress)
+    if isinstance(corpus, PreparedCorpus):
+        tokenizer = corpus.tokenizer
+    elif tokenizer is None:
+        text = [corpus.text]
+        tokenizer = make_tokenizer(config.data.tokenizer, lambda: text, config.data.vocab_size)
+    split = split_tokens(corpus.encode(tokenizer), config.model.window)
+    pairs = PairCounts.of_corpus(corpus, split, tokenizer.vocab_size)
     parts = _load_parts(config.model, corpus, tokenizer) if isinstance(config.model, MixtureConfig) else ()
     models, tokens = [part.model for part in parts], config.train.eval_tokens
     initialize = partial(make_model, config.model, tokenizer.vocab_size, parts=models)
@@ -120,7 +143,7 @@ def load_task(config: Config, corpus: Corpus | None = None, tokenizer: Tokenizer
     return Task(corpus, tokenizer, split, pairs, model, initialize, evaluate, sampled, parts)
 
 
-def _load_parts(config: MixtureConfig, corpus: Corpus, tokenizer: Tokenizer) -> tuple[LoadedRun, ...]:
+def _load_parts(config: MixtureConfig, corpus: Corpus | PreparedCorpus, tokenizer: Tokenizer) -> tuple[LoadedRun, ...]:
     """Load the runs of a mixture. Raises: ConfigError or RunError if they cannot be mixed."""
     paths = [path for path in config.parts.split(",") if path]
     if len(paths) < 2:

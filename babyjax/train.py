@@ -3,7 +3,16 @@
 from textwrap import fill
 
 import babyjax
-from babyjax.cli import again, command_line, complain, describe, prepare_jax, run_command, stop_signals
+from babyjax.cli import (
+    again,
+    command_line,
+    complain,
+    describe,
+    interruptible,
+    prepare_jax,
+    run_command,
+    stop_signals,
+)
 from babyjax.config import Config
 from babyjax.options import GROUPS, load_config, presets_of, steps_are_bound
 
@@ -45,10 +54,11 @@ def main(argv: list[str]) -> int:
     """Train, or continue, the run that the arguments describe. Returns the exit status."""
     config = load_config(argv)
     screen = babyjax.Screen()
-    with screen.status("starting JAX, reading the corpus"):
+    with screen.status("starting JAX, reading the corpus") as update:
         prepare_jax()
         log = babyjax.find_log(config.log)
-        task = babyjax.load_task(config)
+        with interruptible():
+            task = babyjax.load_task(config, progress=lambda what, share: update(f"{what} the corpus: {share:.0%}"))
     received = (_train if config.train.seeds == 1 else _train_seeds)(config, task, log, screen, argv)
     if received:
         return 128 + received

@@ -1,7 +1,12 @@
 """Pair counts: all that a model of one previous token can know of a corpus."""
 
+import io
+import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import pairwise
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +15,18 @@ from jaxtyping import Array, Int, Integer
 from scipy.sparse import csr_array
 
 from babyjax.checks import check_tokens
-from babyjax.data.batches import Split, batch_at, segments_of
+from babyjax.data.batches import CHUNK, Split, batch_at, segments_of
+from babyjax.data.corpus import Corpus
+from babyjax.data.prepared import PreparedCorpus
 from babyjax.errors import CountError, DataError
+from babyjax.files import replace_file
 from babyjax.models.bigram import add_pairs
 
 # Up to this vocabulary a table of all pairs is cheaper than sorting those that occur.
 DENSE_VOCAB = 1024
+# Counts kept of all segments together; a split with more has fewer segments.
+MAX_ENTRIES, LEAST_SEGMENTS = 1 << 25, 10
+PAIRS = "pairs.npz"
 
 
 @dataclass(frozen=True)
@@ -32,17 +43,53 @@ class PairCounts:
 
     @classmethod
     def from_split(cls, split: Split, vocab_size: int) -> "PairCounts":
-        """Count both splits once.
+        """Count both splits once, whatever their length: about a million tokens are in memory at a time.
 
         Raises: TokenError if an id is out of range, DataError if a split has no pair.
         """
-        counted = {}
-        for name, tokens in split._asdict().items():
-            check_tokens(tokens, vocab_size)
-            flat = tokens[:-1].astype(np.int64) * vocab_size + tokens[1:]
-            segments = np.array_split(flat, segments_of(len(flat)))
-            counted[name] = [_count(segment, vocab_size**2) for segment in segments]
+        counted = {name: _count_segments(tokens, vocab_size) for name, tokens in split._asdict().items()}
         return cls._from_counted(counted, vocab_size)
+
+    @classmethod
+    def of_corpus(cls, corpus: Corpus | PreparedCorpus, split: Split, vocab_size: int) -> "PairCounts":
+        """Count both splits of a corpus, as `from_split` does. The folder of a prepared corpus keeps the counts."""
+        if not isinstance(corpus, PreparedCorpus) or corpus.folder is None:
+            return cls.from_split(split, vocab_size)
+        path = corpus.folder / PAIRS
+        with suppress(OSError, ValueError):
+            return cls.load(path)
+        pairs = cls.from_split(split, vocab_size)
+        with suppress(OSError):  # what is kept is a convenience
+            pairs.save(path)
+        return pairs
+
+    def save(self, path: Path) -> None:
+        """Write the counts to a file for `load`. Raises: OSError."""
+        content = io.BytesIO()
+        parts = {
+            f"{name}_{part}": getattr(matrix, part)
+            for name, matrix in self.segments.items()
+            for part in ("data", "indices", "indptr")
+        }
+        np.savez(content, current=self.current, following=self.following, vocab_size=np.array(self.vocab_size), **parts)
+        replace_file(path, content.getbuffer())
+
+    @classmethod
+    def load(cls, path: Path) -> "PairCounts":
+        """Read what `save` wrote. Raises: OSError, or ValueError if it is something else."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                current, following, vocab_size = (arrays[name] for name in ("current", "following", "vocab_size"))
+                segments = {
+                    name: csr_array(
+                        tuple(arrays[f"{name}_{part}"] for part in ("data", "indices", "indptr")),
+                        shape=(len(arrays[f"{name}_indptr"]) - 1, len(current)),
+                    )
+                    for name in Split._fields
+                }
+        except (KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} has no pair counts") from error
+        return cls(current, following, segments, int(vocab_size))
 
     @classmethod
     def from_counts(cls, train: Int[Array, "V V"], val: Int[Array, "V V"]) -> "PairCounts":
@@ -103,12 +150,42 @@ class PairCounts:
         return self.entropy(split) if split == "train" else self.add_k_loss(split)
 
 
-def _count(flat: Int[np.ndarray, " L"], cells: int) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
-    """Return the distinct cells of a table, sorted, and how often each occurs."""
-    if cells > 4 * len(flat):
-        return np.unique(flat, return_counts=True)
-    table = np.bincount(flat, minlength=cells)
-    return np.flatnonzero(table), table[table > 0]
+Counted = tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]
+
+
+def _count_segments(tokens: Integer[np.ndarray, " L"], vocab_size: int) -> list[Counted]:
+    """Count the pairs of each contiguous segment of a text."""
+    pairs = max(len(tokens) - 1, 0)
+    number = segments_of(pairs)
+    first = _count(tokens[: -(-pairs // number) + 1], vocab_size)
+    if number * len(first[0]) > MAX_ENTRIES:
+        number = max(LEAST_SEGMENTS, MAX_ENTRIES // len(first[0]))
+    length, longer = divmod(pairs, number)  # the first are longer by one
+    bounds = [length * index + min(index, longer) for index in range(number + 1)]
+    return [_count(tokens[start : end + 1], vocab_size) for start, end in pairwise(bounds)]
+
+
+def _count(tokens: Integer[np.ndarray, " L"], vocab_size: int) -> Counted:
+    """Return the distinct pairs of a text as x * V + y, sorted, and how often each occurs."""
+    cells, chunks = vocab_size**2, []
+    table = np.zeros(cells, np.int64) if vocab_size <= DENSE_VOCAB and cells <= 4 * len(tokens) else None
+    for start in range(0, len(tokens) - 1, CHUNK):
+        chunk = np.asarray(tokens[start : start + CHUNK + 1])
+        check_tokens(chunk, vocab_size)
+        flat = chunk[:-1].astype(np.int64)
+        flat *= vocab_size
+        flat += chunk[1:]
+        if table is None:
+            chunks.append(np.unique(flat, return_counts=True))
+        else:
+            table += np.bincount(flat, minlength=cells)
+    if table is not None:
+        return np.flatnonzero(table), table[table > 0]
+    if len(chunks) <= 1:
+        return chunks[0] if chunks else (np.empty(0, np.int64), np.empty(0, np.int64))
+    every, counts = (np.concatenate(each) for each in zip(*chunks, strict=True))
+    distinct, places = np.unique(every, return_inverse=True)
+    return distinct, np.bincount(places, counts).astype(np.int64)
 
 
 def count_windows(

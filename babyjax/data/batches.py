@@ -1,27 +1,30 @@
 """Splits and batches. The batch of a step is a pure function of (tokens, seed, step), so there is no state to save."""
 
-from typing import NamedTuple
+import mmap
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Integer
 
 from babyjax.errors import DataError
 
 TRAIN_FRACTION = 0.9
+CHUNK = 1 << 20  # tokens in memory at once, where all are needed one after another
 # Losses of neighboring tokens are alike, so standard errors compare segments of this many tokens or more.
 SEGMENT_TOKENS, MAX_SEGMENTS = 5000, 200
 
 
 class Split(NamedTuple):
-    """Training and validation tokens; no pair of tokens crosses the boundary."""
+    """Training and validation tokens, in memory or in a mapped file; no pair of tokens crosses the boundary."""
 
-    train: Int[np.ndarray, " L"]
-    val: Int[np.ndarray, " M"]
+    train: Integer[np.ndarray, " L"]
+    val: Integer[np.ndarray, " M"]
 
 
-def split_tokens(tokens: Int[np.ndarray, " N"], block_size: int = 1) -> Split:
+def split_tokens(tokens: Integer[np.ndarray, " N"], block_size: int = 1) -> Split:
     """Split into the first 90 % for training and the rest for validation.
 
     Raises: DataError if the training split is not longer than `block_size` or validation has no pair.
@@ -40,19 +43,85 @@ def split_tokens(tokens: Int[np.ndarray, " N"], block_size: int = 1) -> Split:
     return split
 
 
+def bytes_of(tokens: Integer[np.ndarray, " L"], byte_lengths: Int[np.ndarray, " V"]) -> int:
+    """Return the bytes of the text that tokens stand for, of however many."""
+    chunks = (tokens[start : start + CHUNK] for start in range(0, len(tokens), CHUNK))
+    return sum(int(np.bincount(chunk, minlength=len(byte_lengths)) @ byte_lengths) for chunk in chunks)
+
+
 def segments_of(tokens: int) -> int:
     """Return the number of contiguous segments that the standard error of a loss over `tokens` tokens compares."""
     return max(1, min(tokens // SEGMENT_TOKENS, MAX_SEGMENTS))
 
 
 def batch_at(
-    tokens: Int[Array, " L"], seed: Int[Array, ""] | int, step: Int[Array, ""] | int, batch_size: int, block_size: int
+    tokens: Integer[Array, " L"] | Integer[Array, "K B T+1"],
+    seed: Int[Array, ""] | int,
+    step: Int[Array, ""] | int,
+    batch_size: int,
+    block_size: int,
 ) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
     """Return inputs and targets of training step `step`: `batch_size` windows drawn uniformly.
 
-    A window starts anywhere in [0, L - block_size). Targets are the inputs one token later.
+    A window starts anywhere in [0, L - block_size). Targets are the inputs one token later. `tokens` are a text, or the
+    windows of K steps that `read_windows` has read, of which `step` is the number `step % K`.
     """
-    key = jax.random.fold_in(jax.random.key(seed), step)
-    starts = jax.random.randint(key, (batch_size, 1), 0, tokens.shape[0] - block_size)
-    window = tokens[starts + jnp.arange(block_size + 1)]
+    if tokens.ndim == 3:
+        window = tokens[step % tokens.shape[0]]
+    else:
+        starts = _starts(seed, step, batch_size, tokens.shape[0] - block_size)
+        window = tokens[starts[:, None] + jnp.arange(block_size + 1)]
+    window = window.astype(jnp.int32)
     return window[:, :-1], window[:, 1:]
+
+
+def _starts(seed: Int[Array, ""] | int, step: Int[Array, ""] | int, batch_size: int, places: int) -> Int[Array, " B"]:
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.random.randint(key, (batch_size,), 0, places)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _starts_of_steps(seed, first, count: int, batch_size: int, places: int) -> Int[Array, "K B"]:
+    return jax.vmap(lambda step: _starts(seed, step, batch_size, places))(first + jnp.arange(count))
+
+
+def window_starts(seed: int, first: int, count: int, batch_size: int, places: int) -> Int[np.ndarray, "K B"]:
+    """Return where the windows of steps `first`, `first` + 1, ... start, in [0, `places`).
+
+    Below 2**31 places they are those of `batch_at`; above, where JAX's int32 ends, each step has a Philox stream
+    (Salmon et al. 2011) of its own.
+    """
+    if places < 2**31:
+        with jax.default_device(_host()):  # an accelerator is busy with training
+            return np.asarray(_starts_of_steps(seed, first, count, batch_size, places))
+    streams = (np.random.Generator(np.random.Philox(key=[seed, step])) for step in range(first, first + count))
+    return np.stack([stream.integers(places, size=batch_size) for stream in streams])
+
+
+def _host() -> Any:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return None
+
+
+def read_windows(
+    tokens: Integer[np.ndarray, " L"], seed: int, first: int, count: int, batch_size: int, block_size: int
+) -> Integer[np.ndarray, "K B T+1"]:
+    """Read the windows of steps `first` to `first + count - 1`, those that `batch_at` draws, from memory or a file."""
+    starts = window_starts(seed, first, count, batch_size, len(tokens) - block_size)
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens), block_size + 1)[starts]
+    if (mapping := _mapping(tokens)) and hasattr(mapping, "madvise"):  # not on Windows
+        mapping.madvise(mmap.MADV_DONTNEED)  # what was read need not stay in this process's memory
+    return windows
+
+
+def is_mapped(tokens: Integer[np.ndarray, " L"]) -> bool:
+    """Return whether tokens are in a memory-mapped file."""
+    return _mapping(tokens) is not None
+
+
+def _mapping(tokens: Any) -> mmap.mmap | None:
+    while isinstance(tokens, np.ndarray):
+        tokens = tokens.base
+    return tokens if isinstance(tokens, mmap.mmap) else None

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from jaxtyping import Int
 
 from babyjax.data.documents import corpus_name, decode_text, read_text_of
 from babyjax.data.markov import MarkovSource
+from babyjax.data.tokenizer import Tokenizer
 from babyjax.errors import DataError
 from babyjax.files import replace_file, user_cache
 
@@ -29,16 +31,31 @@ def fingerprint(text: str) -> str:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A named text. `entropy_rate` is that of its source in nats per character, if it is known."""
+    """A named text in memory. `entropy_rate` is that of its source in nats per character, if it is known."""
 
     name: str
     text: str
     entropy_rate: float | None = None
 
+    path = None  # a run keeps a copy of the text
+
     @cached_property
     def sha256(self) -> str:
         """sha256 of the text as UTF-8."""
         return fingerprint(self.text)
+
+    @property
+    def characters(self) -> int:
+        return len(self.text)
+
+    @cached_property
+    def bytes(self) -> int:
+        """Bytes of the text as UTF-8."""
+        return len(self.text.encode())
+
+    def encode(self, tokenizer: Tokenizer) -> Int[np.ndarray, " N"]:
+        """Return the tokens of the text. Raises: TokenError if it cannot be encoded."""
+        return tokenizer.encode(self.text)
 
 
 def read_corpus(path: str | os.PathLike[str], field: str = "text") -> Corpus:

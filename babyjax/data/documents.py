@@ -4,15 +4,17 @@ Every text is UTF-8. A byte-order mark is dropped and line ends become "\\n", so
 system is the same.
 """
 
+import codecs
 import glob
 import gzip
 import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from io import BufferedIOBase
+from io import BufferedIOBase, IncrementalNewlineDecoder
+from itertools import chain
 from pathlib import Path
 
 from babyjax.errors import DataError
@@ -22,6 +24,7 @@ END_OF_TEXT = "\x03"  # U+0003, "end of text": what separates documents
 TEXT = re.compile(r"\.txt(\.gz)?$", re.IGNORECASE)
 JSON_LINES = re.compile(r"\.(jsonl|ndjson)(\.gz)?$", re.IGNORECASE)
 MAGIC = frozenset("*?[")
+CHUNK = 1 << 20  # bytes read at once
 
 
 def corpus_name(path: str | os.PathLike[str]) -> str:
@@ -49,21 +52,39 @@ def read_text_of(path: str | os.PathLike[str], field: str = "text") -> str:
 
     Raises: DataError if a file cannot be read or is not text, or there is none.
     """
-    files = _files(path)
-    if len(files) == 1 and not JSON_LINES.search(files[0].name):
-        return _text(files[0])
-    documents = []
-    for file in files:
-        for document, source in _documents(file, field):
-            if END_OF_TEXT in document:
-                raise DataError(f"{source} has U+0003, which stands between documents; remove it first")
-            documents.append(document)
-    if not any(documents):
-        raise DataError(f"{shown(path)} is empty")
-    return END_OF_TEXT.join(filter(None, documents))
+    return "".join(stream_text(path, field))
 
 
-def _files(path: str | os.PathLike[str]) -> list[Path]:
+def stream_text(
+    path: str | os.PathLike[str], field: str = "text", progress: Callable[[int], None] = lambda size: None
+) -> Iterator[str]:
+    """Yield what `read_text_of` returns, about a megabyte at a time.
+
+    Calls `progress` with the bytes of the files that are read. Raises: DataError as `read_text_of` does.
+    """
+    files = files_of(path)
+    several = len(files) > 1 or JSON_LINES.search(files[0].name)
+    pieces = _join(files, field, progress) if several else _text(files[0], progress)
+    gathered, size, empty = [], 0, True
+    for piece in pieces:
+        gathered.append(piece)
+        size += len(piece)
+        if size >= CHUNK:
+            yield "".join(gathered)
+            gathered, size, empty = [], 0, False
+    if size:
+        yield "".join(gathered)
+    elif empty:
+        raise DataError(f"{shown(path if several else files[0])} is empty")
+
+
+def size_of(path: str | os.PathLike[str]) -> int:
+    """Return the bytes of the files that `read_text_of` reads, 0 for a pipe. Raises: DataError if there is none."""
+    return sum(file.stat().st_size for file in files_of(path) if file.is_file())
+
+
+def files_of(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the files that `read_text_of` reads, in their order. Raises: DataError if there is none."""
     try:
         start = Path(path).expanduser()
         if _is_pattern(start):
@@ -107,26 +128,48 @@ def _walk(start: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in kept if name[0] != ".")
 
 
-def _text(file: Path) -> str:
-    with _open(file) as stream:
-        data = stream.read(1 << 20)
-        if b"\0" not in data:  # /dev/zero never ends
-            data += stream.read()
-    return decode_text(data, shown(file))
+def _text(file: Path, progress: Callable[[int], None], done: int = 0) -> Iterator[str]:
+    """Yield the text of a file, some at a time."""
+    with _open(file) as (stream, raw):
+
+        def read() -> Iterator[bytes]:
+            while data := stream.read(CHUNK):
+                progress(done + raw.tell() if raw.seekable() else done)
+                yield data
+
+        yield from cleaned(read(), shown(file))
 
 
-def _documents(file: Path, field: str) -> Iterator[tuple[str, str]]:
-    """Yield the documents of a file, each with its source for a message."""
+def _join(files: list[Path], field: str, progress: Callable[[int], None]) -> Iterator[str]:
+    """Yield the documents of files, each in one piece or more, with U+0003 between them."""
+    done, first = 0, True
+    for file in files:
+        for source, pieces in _documents(file, field, progress, done):
+            fresh = True
+            for piece in filter(None, pieces):
+                if END_OF_TEXT in piece:
+                    raise DataError(f"{source} has U+0003, which stands between documents; remove it first")
+                if fresh and not first:
+                    yield END_OF_TEXT
+                fresh = first = False
+                yield piece
+        done += file.stat().st_size
+
+
+def _documents(
+    file: Path, field: str, progress: Callable[[int], None], done: int
+) -> Iterator[tuple[str, Iterable[str]]]:
+    """Yield the documents of a file in pieces, each with its source for a message."""
     if not JSON_LINES.search(file.name):
-        with _open(file) as stream:
-            data = stream.read()
-        yield clean_text(data, shown(file)), shown(file)
+        yield shown(file), _text(file, progress, done)
         return
-    with _open(file) as stream:
+    with _open(file) as (stream, raw):
         for number, line in enumerate(stream, 1):
             source = f"line {number:,} of {shown(file)}"
             if line.strip():
-                yield _document(line, field, source), source
+                yield source, [_document(line, field, source)]
+            if number % 1024 == 0:
+                progress(done + raw.tell())
 
 
 def _document(line: bytes, field: str, source: str) -> str:
@@ -147,11 +190,18 @@ def _document(line: bytes, field: str, source: str) -> str:
 
 
 @contextmanager
-def _open(file: Path) -> Iterator[BufferedIOBase]:
-    """Open a file, gzipped or not, for reading. Raises: DataError, also while it is read."""
+def _open(file: Path) -> Iterator[tuple[BufferedIOBase, BufferedIOBase]]:
+    """Open a file, gzipped or not, for reading: its content, and what is on the disk.
+
+    Raises: DataError, also while it is read.
+    """
     try:
-        with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as stream:
-            yield stream
+        with file.open("rb") as raw:
+            if file.suffix.lower() != ".gz":
+                yield raw, raw
+                return
+            with gzip.GzipFile(fileobj=raw) as stream:
+                yield stream, raw
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise DataError(f"cannot read {shown(file)}: it is not a whole gzip file") from None
     except (OSError, ValueError) as error:
@@ -162,17 +212,32 @@ def _reason(error: Exception) -> object:
     return error.strerror if isinstance(error, OSError) else error
 
 
+def cleaned(chunks: Iterable[bytes], source: str) -> Iterator[str]:
+    """Decode UTF-8 bytes, cut anywhere, to text with "\\n" line ends and no byte-order mark.
+
+    Raises: DataError, naming `source`.
+    """
+    decoder, lines = codecs.getincrementaldecoder("utf-8")(), IncrementalNewlineDecoder(None, translate=True)
+    size, characters = 0, 0  # before this chunk
+    for data in chain(chunks, [None]):  # None: the end
+        try:
+            text = decoder.decode(data or b"", final=data is None)
+        except UnicodeDecodeError as error:
+            byte = size - len(decoder.getstate()[0]) + error.start
+            raise DataError(
+                f"{source} is not UTF-8 text (byte {byte} is 0x{error.object[error.start]:02x}); convert it to UTF-8 "
+                "first"
+            ) from None
+        text = text if characters else text.lstrip("\ufeff")
+        if "\0" in text:
+            raise DataError(f"{source} is not text: it has a NUL byte at character {characters + text.index(chr(0))}")
+        size, characters = size + len(data or b""), characters + len(text)
+        yield lines.decode(text, final=data is None)
+
+
 def clean_text(data: bytes, source: str) -> str:
-    """Decode UTF-8 bytes to text with "\\n" line ends and no byte-order mark. Raises: DataError, naming `source`."""
-    try:
-        text = data.decode("utf-8").lstrip("\ufeff")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{source} is not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x}); convert it to UTF-8 first"
-        ) from None
-    if "\0" in text:
-        raise DataError(f"{source} is not text: it has a NUL byte at character {text.index(chr(0))}")
-    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+    """Decode UTF-8 bytes as `cleaned` does. Raises: DataError, naming `source`."""
+    return "".join(cleaned([data], source))
 
 
 def decode_text(data: bytes, source: str) -> str:

@@ -6,6 +6,7 @@ corpus, validation split included; a prompt may still have an unknown character.
 """
 
 import json
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,8 @@ from babyjax.errors import ConfigError, TokenError
 from babyjax.files import read_text, user_path
 from babyjax.text import shown
 
-FILE, MAX_BYTES, BPE_TOKENS = "tokenizer.json", 1 << 28, 8192
+FILE, MAX_BYTES = "tokenizer.json", 1 << 28
+BPE_TOKENS, BPE_TEXT = 8192, 1 << 28
 Ids = Int[np.ndarray, " L"]
 
 
@@ -31,7 +33,8 @@ class Tokenizer(Protocol):
     """The protocol of a tokenizer. `byte_lengths[id]` is the UTF-8 length of token `id`.
 
     `words[id]` is a word for it, without whitespace, in files whose tokens are separated by spaces. `end_of_text` is
-    the token that ends documents, None if there is none.
+    the token that ends documents, None if there is none. `encode_chunks` yields the ids of a text that comes in pieces
+    cut anywhere, some at a time: joined they are what `encode` returns for the whole.
     """
 
     name: ClassVar[str]
@@ -45,6 +48,7 @@ class Tokenizer(Protocol):
     @property
     def end_of_text(self) -> int | None: ...
     def encode(self, text: str) -> Ids: ...
+    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[Ids]: ...
     def decode(self, ids: ArrayLike) -> str: ...
     def to_json(self) -> str: ...
 
@@ -65,7 +69,13 @@ def visible(character: str) -> str:
 
 
 def _code_points(text: str) -> np.ndarray:
+    if text.isascii():
+        return np.frombuffer(text.encode("ascii"), np.uint8)
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+def _text_of(points: np.ndarray) -> str:
+    return points.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
 @dataclass(frozen=True)
@@ -83,10 +93,15 @@ class CharTokenizer:
     @classmethod
     def fit(cls, text: str) -> "CharTokenizer":
         """Return the tokenizer of the sorted set of characters of `text`."""
+        return cls.fit_chunks([text])
+
+    @classmethod
+    def fit_chunks(cls, chunks: Iterable[str]) -> "CharTokenizer":
+        """Return the tokenizer of a text that comes in pieces."""
         seen = np.zeros(0x110000, bool)
-        seen[_code_points(text)] = True
-        points = np.flatnonzero(seen).astype("<u4")
-        return cls(points.tobytes().decode("utf-32-le", "surrogatepass"))
+        for chunk in chunks:
+            seen[_code_points(chunk)] = True
+        return cls(_text_of(np.flatnonzero(seen)))
 
     @property
     def vocab_size(self) -> int:
@@ -113,23 +128,42 @@ class CharTokenizer:
         table[points] = np.arange(len(points))
         return table
 
+    @cached_property
+    def _id_of_ascii(self) -> bytes:
+        """The id of each byte of ASCII text, 255 for a character that is unknown."""
+        ids = self._id_of_point[:128]
+        return np.where(ids < 0, 255, ids).astype(np.uint8).tobytes().ljust(256, b"\xff")
+
     def encode(self, text: str) -> Ids:
         """Encode L characters as int32[L]. Raises: TokenError naming the first unknown character."""
-        points, table = _code_points(text), self._id_of_point
-        ids = table.take(points, mode="clip")
-        if points.size and (ids.min() < 0 or points.max() >= len(table)):
-            unknown = (ids < 0) | (points >= len(table))
-            position = int(np.argmax(unknown))
+        return self._encode(text, 0)
+
+    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[Ids]:
+        """Encode the pieces of a text. Raises: TokenError naming the first unknown character."""
+        start = 0
+        for chunk in chunks:
+            yield self._encode(chunk, start)
+            start += len(chunk)
+
+    def _encode(self, text: str, start: int) -> Ids:
+        if text.isascii():
+            ids = np.frombuffer(text.encode("ascii").translate(self._id_of_ascii), np.uint8).astype(np.int32)
+            ids[ids == 255] = -1
+        else:
+            points, table = _code_points(text), self._id_of_point
+            ids = table.take(points, mode="clip")
+            ids[points >= len(table)] = -1
+        if ids.size and ids.min() < 0:
+            position = int(np.argmax(ids < 0))
             raise TokenError(
-                f"character {text[position]!r} (U+{ord(text[position]):04X}) at position {position} is not among the "
-                f"{self.vocab_size} characters of this vocabulary; data.tokenizer=byte encodes every character"
+                f"character {text[position]!r} (U+{ord(text[position]):04X}) at position {start + position:,} is not "
+                f"among the {self.vocab_size} characters of this vocabulary; data.tokenizer=byte encodes all"
             )
         return ids
 
     def decode(self, ids: ArrayLike) -> str:
         """Decode L integers to text. Raises: TokenError if one is outside the vocabulary."""
-        points = _code_points(self.characters)[checked_ids(ids, self.vocab_size)]
-        return points.tobytes().decode("utf-32-le", "surrogatepass")
+        return _text_of(_code_points(self.characters)[checked_ids(ids, self.vocab_size)])
 
     def to_json(self) -> str:
         return json.dumps({"type": self.name, "characters": self.characters})
@@ -172,6 +206,10 @@ class ByteTokenizer:
             raise TokenError(f"character {text[error.start]!r} at position {error.start} has no UTF-8 bytes") from None
         return np.frombuffer(data, np.uint8).astype(np.int32)
 
+    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[Ids]:
+        """Encode the pieces of a text. Raises: TokenError if one has a lone surrogate."""
+        return map(self.encode, chunks)
+
     def decode(self, ids: ArrayLike) -> str:
         """Decode L integers to text. Bytes that are not UTF-8 become U+FFFD: a sample may stop inside a character."""
         return checked_ids(ids, self.vocab_size).astype(np.uint8).tobytes().decode("utf-8", "replace")
@@ -198,24 +236,43 @@ def tokenizer_from_json(text: str) -> Tokenizer:
         raise TokenError(f"this is not a saved tokenizer ({type(error).__name__}: {str(error)[:60]})") from error
 
 
-def make_tokenizer(which: str, text: str, vocab_size: int | None = None) -> Tokenizer:
+def make_tokenizer(which: str, chunks: Callable[[], Iterable[str]], vocab_size: int | None = None) -> Tokenizer:
     """Return the tokenizer of a text: `char`, `byte`, `bpe`, or that of a `tokenizer.json` or of the folder it is in.
 
-    `bpe` learns `vocab_size` tokens from the part of the text that is for training.
+    `chunks` reads the text in pieces, from the start each time. `bpe` learns `vocab_size` tokens from the part that is
+    for training, or the first 2**28 characters of it.
 
     Raises: ConfigError if there is no such file, TokenError if it cannot be used.
     """
-    if which in TOKENIZERS:
-        return TOKENIZERS[which].fit(text)
+    if which == "char":
+        return CharTokenizer.fit_chunks(chunks())
+    if which == "byte":
+        return ByteTokenizer()
     if which == "bpe":
         from babyjax.data.subwords import SubwordTokenizer
 
-        return SubwordTokenizer.fit(text[: int(TRAIN_FRACTION * len(text))], vocab_size or BPE_TOKENS)
+        size = int(TRAIN_FRACTION * sum(map(len, chunks())))
+        return SubwordTokenizer.fit_chunks(first_characters(chunks(), min(size, BPE_TEXT)), vocab_size or BPE_TOKENS)
+    return read_tokenizer(tokenizer_file(which))
+
+
+def tokenizer_file(which: str) -> Path:
+    """Return the `tokenizer.json` at a path, or in the folder there. Raises: ConfigError if there is none."""
     path = user_path(which, ConfigError)
     path = path / FILE if path.is_dir() else path
     if not path.exists():
         raise ConfigError(f"data.tokenizer={shown(which)} is not char, byte, bpe or the path of a tokenizer.json")
-    return read_tokenizer(path)
+    return path
+
+
+def first_characters(chunks: Iterable[str], size: int) -> Iterator[str]:
+    """Yield the first `size` characters of a text that comes in pieces."""
+    for chunk in chunks:
+        if size <= len(chunk):
+            yield chunk[:size]
+            return
+        yield chunk
+        size -= len(chunk)
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

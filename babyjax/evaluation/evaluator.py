@@ -63,7 +63,7 @@ def verify_model(
     model: LanguageModel,
     split: Split,
     byte_lengths: Int[np.ndarray, " V"],
-    text: bytes,
+    size: int,
     nats: Float[np.ndarray, " T"],
     stride: int | None = None,
     *,
@@ -71,7 +71,7 @@ def verify_model(
     tolerance: float,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Verification:
-    """Verify a model and what `token_nats` returns for the validation split, of which `text` are the bytes.
+    """Verify a model and what `token_nats` returns for the validation split, which has `size` bytes.
 
     The losses of a mixture are cross-fitted, so they are those of no single model, and are not compared.
     """
@@ -84,7 +84,7 @@ def verify_model(
         stride=windows.stride,
         logits=logits,
         byte_lengths=byte_lengths,
-        text=text,
+        text=size,
         nats=None if mixed else nats,
         tolerance=tolerance,
         progress=progress,

@@ -159,7 +159,7 @@ def verify(
     stride: int | None = None,
     logits: bool = False,
     byte_lengths: Integer[np.ndarray, " V"] | None = None,
-    text: str | bytes | None = None,
+    text: str | bytes | int | None = None,
     nats: Float[np.ndarray, " T"] | None = None,
     tolerance: float = 1e-3,
     seed: int = 0,
@@ -176,7 +176,7 @@ def verify(
       stride: tokens between windows, as in `ContextEvaluator`; `block_size` if None.
       logits: whether `log_probs` returns logits, which the referee then normalizes.
       byte_lengths: the UTF-8 length of every token id.
-      text: what `tokens` encodes.
+      text: what `tokens` encodes, or how many bytes that is as UTF-8.
       nats: the losses to verify, of every token but the first in the same windows.
       tolerance: the largest difference of two log-probabilities that counts as rounding, in nats.
       seed: seed of the changes that are tried.
@@ -310,7 +310,7 @@ def _claimed(nats: Float[np.ndarray, " T"] | None, ours: Float[np.ndarray, " S"]
 
 
 def _bytes(
-    tokens: Integer[np.ndarray, " L"], byte_lengths: Integer[np.ndarray, " V"] | None, text: str | bytes | None
+    tokens: Integer[np.ndarray, " L"], byte_lengths: Integer[np.ndarray, " V"] | None, text: str | bytes | int | None
 ) -> Check:
     """Check that the tokens have the bytes of the text."""
     if byte_lengths is None or text is None:
@@ -318,7 +318,8 @@ def _bytes(
             key for key, given in (("text=", text), ("byte_lengths=", byte_lengths)) if given is None
         )
         return Check("bytes", None, None, 0.0, 0, f"give {missing}")
-    size = len(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
+    text = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    size = text if isinstance(text, int) else len(text)
     counted = int(byte_lengths[tokens].sum())
     detail = f"{counted:,} bytes of {len(tokens):,} tokens, {size:,} in the text"
     return Check("bytes", counted == size, float(abs(counted - size)), 0.0, len(tokens), detail)

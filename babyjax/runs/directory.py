@@ -14,14 +14,14 @@ import jax
 
 from babyjax.config import BabyGPTConfig, Config, MixtureConfig
 from babyjax.data.corpus import Corpus, decode_text
+from babyjax.data.prepared import PreparedCorpus, Progress, load_file
 from babyjax.data.tokenizer import Tokenizer, tokenizer_from_json
-from babyjax.errors import CheckpointError, ConfigError, RunError
-from babyjax.files import is_temporary, user_path
+from babyjax.errors import BabyjaxError, CheckpointError, ConfigError, RunError
+from babyjax.files import LOCK, is_temporary, user_path
 from babyjax.models import make_model
 from babyjax.models.base import LanguageModel
 from babyjax.options import config_from_dict
 from babyjax.runs.arrays import Arrays, fill, read_arrays
-from babyjax.runs.lock import LOCK
 from babyjax.runs.manifest import NAME, Checkpoint, Manifest, digest, read_manifest
 
 STEPS, METRICS, PARTS = "steps", "metrics.jsonl", "parts.json"
@@ -114,13 +114,38 @@ class LoadedRun(NamedTuple):
     manifest: Manifest
     parts: tuple[Config, ...] = ()  # of a mixture
 
-    def corpus(self) -> Corpus:
-        """Read the text it was trained on. Raises: RunError if it was changed, or the model was not trained here."""
-        if not self.manifest.corpus.characters:
+    def corpus(self, path: str | None = None, progress: Progress = lambda what, share: None) -> Corpus | PreparedCorpus:
+        """Return the corpus it was trained on: its own copy, or from where it was, or is now: `path`.
+
+        Raises: RunError if it was changed or is not there, or the model was not trained here.
+        """
+        entry = self.manifest.corpus
+        if not entry.characters:
             raise RunError(
                 f"{self.folder} has no corpus, since its model was not trained here; text=FILE evaluates on yours"
             )
-        return Corpus(self.manifest.corpus.name, read_own(self.folder, self.manifest, "corpus.txt"))
+        where = path or entry.path
+        if where is None:
+            return Corpus(entry.name, read_own(self.folder, self.manifest, "corpus.txt"))
+        data, own = self.config.data, str(self.folder / "tokenizer.json")
+        learned = data.tokenizer in ("char", "byte", "bpe")
+        try:
+            corpus = load_file(where, data.field, data.tokenizer if learned else own, data.vocab_size, progress)
+            if isinstance(corpus, PreparedCorpus) and corpus.tokenizer != self.tokenizer:
+                corpus = load_file(where, data.field, own, None, progress)
+        except BabyjaxError as error:
+            remedy = "" if path else "; if it has moved, say where it is with data.path="
+            raise RunError(f"the corpus of {self.folder} cannot be read: {error}{remedy}") from None
+        if corpus.sha256 != entry.sha256:
+            raise RunError(
+                f"{where} is not the corpus that {self.folder} was trained on: its sha256 is {corpus.sha256[:12]}, not "
+                f"{entry.sha256[:12]}; text= evaluates on another text"
+            )
+        return corpus
+
+    def read(self, path: str, progress: Progress = lambda what, share: None) -> Corpus | PreparedCorpus:
+        """Read another text, to be encoded with the tokenizer of this run. Raises: DataError if it cannot be read."""
+        return load_file(path, tokenizer=str(self.folder / "tokenizer.json"), progress=progress)
 
 
 def load_run(path: str | Path, step: str | int = "newest") -> LoadedRun:

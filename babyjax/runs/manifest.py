@@ -42,11 +42,12 @@ class Checkpoint(Entry):
 
 
 class CorpusEntry(Entry):
-    """The text of a run."""
+    """The text of a run. `path` is where it was read, if the run keeps no copy of it."""
 
     name: str
     characters: Size
     sha256: str
+    path: str | None = None
 
 
 class Manifest(Entry):

@@ -21,6 +21,7 @@ import yaml
 
 from babyjax.config import Config
 from babyjax.data.corpus import Corpus
+from babyjax.data.prepared import PreparedCorpus
 from babyjax.data.tokenizer import Tokenizer
 from babyjax.errors import CheckpointError, ConfigError, RunError
 from babyjax.files import finite_json, open_appending, refuse_link, remove_temporary, replace_file
@@ -54,7 +55,11 @@ class Run:
     @classmethod
     @contextmanager
     def open(
-        cls, config: Config, corpus: Corpus, tokenizer: Tokenizer, parts: Sequence[LoadedRun] = ()
+        cls,
+        config: Config,
+        corpus: Corpus | PreparedCorpus,
+        tokenizer: Tokenizer,
+        parts: Sequence[LoadedRun] = (),
     ) -> Iterator["Run"]:
         """Lock `config.run_dir` and compare the run in it, if any, with this one. `parts` are the runs of a mixture.
 
@@ -71,15 +76,22 @@ class Run:
                 run._close()
 
     def __init__(
-        self, folder: Path, config: Config, corpus: Corpus, tokenizer: Tokenizer, parts: Sequence[LoadedRun] = ()
+        self,
+        folder: Path,
+        config: Config,
+        corpus: Corpus | PreparedCorpus,
+        tokenizer: Tokenizer,
+        parts: Sequence[LoadedRun] = (),
     ):
         self.folder, self._config = folder, config
-        self._texts = {"corpus.txt": corpus.text, "tokenizer.json": tokenizer.to_json()}
+        self._texts = {"tokenizer.json": tokenizer.to_json()}
+        if isinstance(corpus, Corpus):
+            self._texts["corpus.txt"] = corpus.text
         if parts:
             self._texts[PARTS] = json.dumps([config_to_dict(part.config) | {"step": part.step} for part in parts])
         self._manifest = Manifest(
             config=config_to_dict(config),
-            corpus=CorpusEntry(name=corpus.name, characters=len(corpus.text), sha256=corpus.sha256),
+            corpus=CorpusEntry(name=corpus.name, characters=corpus.characters, sha256=corpus.sha256, path=corpus.path),
             files={name: digest(text) for name, text in self._texts.items()},
             versions={name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")},
         )
@@ -106,15 +118,16 @@ class Run:
 
     def _compare(self, found: Manifest) -> None:
         differing = differences(self._config, saved_config(self.folder, found))
-        if not differing and found.files != self._manifest.files:
-            ours, theirs = self._manifest.corpus.sha256[:12], found.corpus.sha256[:12]
-            tokenizers = (manifest.files.get("tokenizer.json") for manifest in (found, self._manifest))
-            if ours != theirs:
-                differing = [f"the corpus has sha256 {theirs} there, {ours} here"]
-            elif len(set(tokenizers)) > 1:
-                differing = ["the tokenizer is another"]
-            else:
-                differing = ["the runs that are mixed were trained anew"]
+        ours, theirs = self._manifest, found
+        if not differing and ours.corpus.sha256 != theirs.corpus.sha256:
+            short = [manifest.corpus.sha256[:12] for manifest in (theirs, ours)]
+            differing = ["the corpus has sha256 {} there, {} here".format(*short)]
+        for name, what in (
+            ("tokenizer.json", "the tokenizer is another"),
+            (PARTS, "the runs that are mixed were trained anew"),
+        ):
+            if not differing and ours.files.get(name) != theirs.files.get(name):
+                differing = [what]
         if differing:
             raise RunError(
                 f"{self.folder} holds another run: {'; '.join(differing)}. "

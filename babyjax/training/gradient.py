@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.stages import Compiled, Wrapped
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Integer, Key
 
 from babyjax.config import OptimizerConfig, TrainConfig
+from babyjax.data.batches import is_mapped
 from babyjax.errors import DivergenceError
 from babyjax.models.base import LanguageModel
 from babyjax.text import duration, short
@@ -23,14 +24,13 @@ from babyjax.training.devices import (
     device_names,
     peak_flops,
     program_memory,
-    replicated,
     require_memory,
     shardings,
 )
 from babyjax.training.events import Event, State
 from babyjax.training.optimizer import make_optimizer
+from babyjax.training.source import FromFile, OnDevice
 from babyjax.training.step import (
-    MAX_STEPS_PER_DISPATCH,
     Hyper,
     init_key,
     init_state,
@@ -49,6 +49,8 @@ HALVED_FROM = 4e8
 # Flop per step below which runs of several seeds train side by side on an accelerator: eight of up to 5e9 were 3.7 to
 # 6.6 times as fast as one after the other on an H200. On a CPU they would be slower.
 SIDE_BY_SIDE_BELOW = 1e10
+# Bytes of tokens in a file up to which a device holds them all.
+ON_DEVICE = 1 << 27
 
 
 class _Shapes:
@@ -124,7 +126,7 @@ class GradientTrainer:
     def __init__(
         self,
         initialize: Callable[[Key[Array, ""]], LanguageModel],
-        tokens: Int[np.ndarray, " L"],
+        tokens: Integer[np.ndarray, " L"],
         block_size: int,
         train: TrainConfig,
         optimizer: OptimizerConfig,
@@ -152,7 +154,8 @@ class GradientTrainer:
         So they are on one accelerator that a step of one run does not fill.
         """
         step = self._flops * self._train.batch_size * self._block_size
-        return jax.default_backend() != "cpu" and self.mesh.size == 1 and step < SIDE_BY_SIDE_BELOW
+        one = jax.default_backend() != "cpu" and self.mesh.size == 1
+        return one and step < SIDE_BY_SIDE_BELOW and not self._from_file
 
     def init(self) -> State:
         """Return the state before the first step, on every device."""
@@ -163,6 +166,17 @@ class GradientTrainer:
         require_memory(bytes_per_device(shapes, places), f"a model of {parameters:,} parameters")
         model = jax.jit(self._initialize, out_shardings=places.model)(key)
         return _initial_state(self._shared, self._train.steps, self.mesh, self._train.mesh)(model)
+
+    @property
+    def _from_file(self) -> bool:
+        """Whether windows are read from a file as they are needed, since all tokens would fill the device."""
+        return is_mapped(self._tokens) and self._tokens.nbytes > ON_DEVICE
+
+    def _source(self, seed: Int[np.ndarray, "*S"]) -> OnDevice | FromFile:
+        if not self._from_file:
+            return OnDevice(self._tokens, self.mesh)
+        sizes = self._train.batch_size, self._block_size
+        return FromFile(self._tokens, self._model.vocab_size, int(seed), sizes, self.mesh)
 
     def _nats(self) -> Callable[..., Float[Array, ""]]:
         rows = self._train.batch_size // self._train.accumulation
@@ -196,7 +210,8 @@ class GradientTrainer:
         if step >= steps:
             return
         clock = time.perf_counter()
-        tokens = jax.device_put(self._tokens, replicated(self.mesh))
+        source = self._source(seed)
+        tokens, _ = source.at(step)
         hyper = _hyper(seed, self._optimizer.learning_rate)
         sizes = (train.batch_size, self._block_size, train.accumulation)
         shapes = _Shapes(state, tokens)
@@ -209,8 +224,9 @@ class GradientTrainer:
         count, elapsed = 8, 0.0
         while step < steps:
             edge = min([steps, *(step - step % pause + pause for pause in pauses)])
-            count = max(1, min(count, edge - step, MAX_STEPS_PER_DISPATCH))
             start = time.perf_counter()
+            tokens, served = source.at(step)
+            count = max(1, min(count, edge - step, served))
             state, losses = program(state, tokens, count, hyper)
             losses = np.asarray(jax.block_until_ready(losses))[:count]
             seconds = time.perf_counter() - start

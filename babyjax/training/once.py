@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 from babyjax.config import BigramConfig, MixtureConfig, NGramConfig, TrainConfig
 from babyjax.counts.kneser_ney import choose_fitted, choose_order, estimate_ngram, fit_discounts
@@ -15,11 +15,15 @@ from babyjax.counts.pairs import count_windows
 from babyjax.evaluation.losses import Nats
 from babyjax.evaluation.mixing import MixtureEvaluator, cross_fitted, fit_weights
 from babyjax.models.base import LanguageModel
-from babyjax.models.bigram import Bigram, count_matrix
+from babyjax.models.bigram import Bigram, count_chunks, count_matrix
 from babyjax.models.mixture import Mixture
 from babyjax.text import duration
 from babyjax.training.devices import require_memory
 from babyjax.training.events import Event, State
+
+# Tokens that are counted at once.
+COUNTED = 1 << 26
+NGRAM_BYTES = 40  # for each token whose n-grams are counted
 
 
 class Made(NamedTuple):
@@ -65,11 +69,12 @@ class OnceTrainer:
         )
 
 
-def count_bigram(tokens: Int[np.ndarray, " L"], vocab_size: int, config: BigramConfig, train: TrainConfig) -> Made:
+def count_bigram(tokens: Integer[np.ndarray, " L"], vocab_size: int, config: BigramConfig, train: TrainConfig) -> Made:
     """Count every pair of `tokens`, or the pairs of the random windows of `train.steps` batches."""
     require_memory(2 * 4 * vocab_size**2, f"a table of {vocab_size:,} x {vocab_size:,} counts")
     if config.counting == "corpus":
-        counts = count_matrix(tokens, vocab_size)
+        chunks = (tokens[start : start + COUNTED] for start in range(0, len(tokens), COUNTED))
+        counts = count_matrix(tokens, vocab_size) if len(tokens) <= COUNTED else count_chunks(chunks, vocab_size)
     else:
         sizes = {"steps": train.steps, "batch_size": train.batch_size, "block_size": config.block_size}
         counts = count_windows(tokens, vocab_size, train.seed, **sizes)
@@ -77,8 +82,9 @@ def count_bigram(tokens: Int[np.ndarray, " L"], vocab_size: int, config: BigramC
     return Made(Bigram(counts, config.smoothing), f"counted {pairs:,} pairs")
 
 
-def count_ngram(tokens: Int[np.ndarray, " L"], vocab_size: int, config: NGramConfig) -> Made:
-    """Count the n-grams of `tokens` and smooth them."""
+def count_ngram(tokens: Integer[np.ndarray, " L"], vocab_size: int, config: NGramConfig) -> Made:
+    """Count the n-grams of `tokens` and smooth them. Raises: OutOfMemoryError if they are too many."""
+    require_memory(NGRAM_BYTES * len(tokens), f"counting the n-grams of {len(tokens):,} tokens")
     fitted = config.discounts == "fitted"
     if config.order == "auto" and fitted:
         order, discounts = choose_fitted(tokens, vocab_size)

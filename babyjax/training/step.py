@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Wrapped
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Integer, Key
 
 from babyjax.data.batches import batch_at
 from babyjax.errors import ConfigError
@@ -129,6 +129,8 @@ def make_advance(
 ) -> Wrapped:
     """Return `advance(state, tokens, count, hyper) -> (state, losses)`: `count` steps in one dispatch.
 
+    `tokens` are a text or windows that were read from one, as `batch_at` says.
+
     The losses are the first `count` rows, [K] or [K, S] as `hyper` is of one run or of S. `state` is donated. `count`,
     the seed and the learning rate are arguments of the program, not part of it: one compilation serves any number of
     steps, so results do not depend, to the bit, on how a run is cut into dispatches. With a `mesh` each of its devices
@@ -140,7 +142,7 @@ def make_advance(
         raise ConfigError(f"train.accumulation={accumulation} does not divide train.batch_size={batch_size}")
 
     @partial(jax.jit, donate_argnums=0)
-    def advance(state: State, tokens: Int[Array, " L"], count: Int[Array, ""] | int, hyper: Hyper):
+    def advance(state: State, tokens: Integer[Array, "..."], count: Int[Array, ""] | int, hyper: Hyper):
         def placed(state: State) -> State:
             if mesh is None or mesh.size == 1:
                 return state

@@ -1,11 +1,14 @@
 import json
 import sys
+from itertools import pairwise
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from babyjax.data import subwords
 from babyjax.data.documents import END_OF_TEXT
 from babyjax.data.subwords import SubwordTokenizer, tokenizer_json
 from babyjax.data.tokenizer import ByteTokenizer, CharTokenizer, make_tokenizer, tokenizer_from_json
@@ -65,11 +68,33 @@ def test_a_byte_pair_encoding_of_another_text_encodes_every_text(text):
 
 
 def test_a_byte_pair_encoding_is_learned_from_the_training_part_of_a_text_alone():
+    def learned(text):
+        return make_tokenizer("bpe", lambda: [text[:100], text[100:]], 290)
+
     assert LEARNED.vocab_size == 270
-    assert make_tokenizer("bpe", TEXT + "zq" * (len(TEXT) // 20), 290) == make_tokenizer(
-        "bpe", TEXT + "qz" * (len(TEXT) // 20), 290
-    )
-    assert make_tokenizer("bpe", TEXT + "zq" * len(TEXT), 290) != make_tokenizer("bpe", TEXT + "qz" * len(TEXT), 290)
+    assert learned(TEXT + "zq" * (len(TEXT) // 20)) == learned(TEXT + "qz" * (len(TEXT) // 20))
+    assert learned(TEXT + "zq" * len(TEXT)) != learned(TEXT + "qz" * len(TEXT))
+
+
+LINES = st.text(st.sampled_from("ab \n\t\r\x03'é詩\u2028"), max_size=60)
+
+
+@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, METASPACE, LEARNED], ids=["byte level", "metaspace", "learned"])
+@given(text=LINES, cuts=st.lists(st.integers(0, 60)))
+def test_a_text_in_pieces_has_the_tokens_of_the_whole(tokenizer, text, cuts):
+    library = tokenizers.Tokenizer.from_str(tokenizer.content)
+    pieces = [text[start:end] for start, end in pairwise([0, *sorted(cuts), len(text)])]
+    with mock.patch.object(subwords, "GROUP", 3), mock.patch.object(subwords, "GROUPS", 2):
+        ids = [token for chunk in tokenizer.encode_chunks(pieces) for token in chunk.tolist()]
+    assert ids == library.encode(text, add_special_tokens=False).ids
+
+
+@given(text=LINES, cuts=st.lists(st.integers(0, 60)))
+def test_a_byte_pair_encoding_is_learned_from_pieces_as_from_the_whole(text, cuts):
+    pieces = [text[start:end] for start, end in pairwise([0, *sorted(cuts), len(text)])]
+    whole = SubwordTokenizer.fit(text, 270)
+    with mock.patch.object(subwords, "GROUP", 3):
+        assert SubwordTokenizer.fit_chunks(pieces, 270).content == whole.content
 
 
 @pytest.mark.parametrize(("text", "size"), [("", 257), ("a", 257), ("no no no no", 259), ("the the theme", 260)])
@@ -91,7 +116,7 @@ def test_no_token_of_a_byte_pair_encoding_is_wasted():
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(BabyjaxError, match=r"needs the extra hf: pip install 'babyjax\[hf\]'"):
-        make_tokenizer("bpe", TEXT)
+        make_tokenizer("bpe", lambda: [TEXT])
 
 
 def test_a_special_token_is_the_bytes_of_its_text():
@@ -151,14 +176,14 @@ def test_our_tokenizers_are_the_same_in_the_library(tokenizer):
 def test_a_tokenizer_is_named_by_its_file_or_the_folder_it_is_in(tmp_path):
     (tmp_path / "tokenizer.json").write_text(BYTE_LEVEL.to_json())
     for which in (tmp_path, tmp_path / "tokenizer.json"):
-        assert make_tokenizer(str(which), TEXT) == BYTE_LEVEL
+        assert make_tokenizer(str(which), lambda: [TEXT]) == BYTE_LEVEL
     (tmp_path / "own.json").write_text(CharTokenizer("ab").to_json())
-    assert make_tokenizer(str(tmp_path / "own.json"), "") == CharTokenizer("ab")
-    assert make_tokenizer("byte", TEXT) == ByteTokenizer()
+    assert make_tokenizer(str(tmp_path / "own.json"), lambda: [""]) == CharTokenizer("ab")
+    assert make_tokenizer("byte", lambda: [TEXT]) == ByteTokenizer()
     with pytest.raises(
         ConfigError, match=r"data\.tokenizer=bpc is not char, byte, bpe or the path of a tokenizer\.json"
     ):
-        make_tokenizer("bpc", TEXT)
+        make_tokenizer("bpc", lambda: [TEXT])
 
 
 def test_what_a_file_says_of_lengths_is_ignored_and_absurd_numbers_are_refused():
