@@ -134,7 +134,7 @@ def evaluate(
         )
     return {
         "model": run.config.choices.model,
-        "corpus": corpus.name,
+        "corpus": corpus.name if text else run.manifest.corpus.name,
         "vocab_size": vocab_size,
         "step": run.step,
         "block_size": block_size,

@@ -149,10 +149,10 @@ def test_without_a_command_they_are_listed(monkeypatch, capsys, arguments):
     ("arguments", "complaint"),
     [
         (["trian"], "unknown command 'trian'; did you mean train?"),
-        (["xyz", "model=babygpt"], "unknown command 'xyz'; choose from train, sweep, evaluate, compare, sample, "),
+        (["xyz", "model=babygpt"], "unknown command 'xyz'; choose from train, prepare, sweep, evaluate, compare, "),
         (
             ["model=babygpt"],
-            "the command is missing before model=babygpt; choose from train, sweep, evaluate, compare, ",
+            "the command is missing before model=babygpt; choose from train, prepare, sweep, evaluate, ",
         ),
         (["--versoin"], "unknown command '--versoin'; did you mean --version?"),
         (["a" * 10**6], "unknown command 'aaaaa"),

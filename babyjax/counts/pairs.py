@@ -87,7 +87,7 @@ class PairCounts:
                     )
                     for name in Split._fields
                 }
-        except (KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (KeyError, EOFError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} has no pair counts") from error
         return cls(current, following, segments, int(vocab_size))
 

@@ -55,7 +55,7 @@ def segments_of(tokens: int) -> int:
 
 
 def batch_at(
-    tokens: Integer[Array, " L"] | Integer[Array, "K B T+1"],
+    tokens: Integer[Array, " L"] | Integer[Array, "K B W"],
     seed: Int[Array, ""] | int,
     step: Int[Array, ""] | int,
     batch_size: int,
@@ -107,7 +107,7 @@ def _host() -> Any:
 
 def read_windows(
     tokens: Integer[np.ndarray, " L"], seed: int, first: int, count: int, batch_size: int, block_size: int
-) -> Integer[np.ndarray, "K B T+1"]:
+) -> Integer[np.ndarray, "K B W"]:
     """Read the windows of steps `first` to `first + count - 1`, those that `batch_at` draws, from memory or a file."""
     starts = window_starts(seed, first, count, batch_size, len(tokens) - block_size)
     windows = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens), block_size + 1)[starts]

@@ -146,11 +146,17 @@ def load_file(
 
 
 def cache_folder(path: str, field: str, tokenizer: str, vocab_size: int | None) -> Path | None:
-    """Return where the user's cache has what is prepared from these files, as they are now, with these options."""
+    """Return where the user's cache has what is prepared from these files, as they are now, with these options.
+
+    Raises: DataError if there are no such files.
+    """
     cache = user_cache()
     if cache is None:
         return None
-    files = [(str(file.resolve()), (found := file.stat()).st_size, found.st_mtime_ns) for file in files_of(path)]
+    try:
+        files = [(str(file.resolve()), (found := file.stat()).st_size, found.st_mtime_ns) for file in files_of(path)]
+    except OSError as error:
+        raise DataError(f"cannot read {shown(path)}: {error.strerror}") from None
     content = _tokenizer_key(tokenizer, vocab_size)
     key = hashlib.sha256(json.dumps([1, files, field, content]).encode()).hexdigest()[:16]
     return cache / "corpora" / key / corpus_name(path)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 
 from babyjax.checks import check_tokens
 from babyjax.counts.pairs import PairCounts
@@ -171,7 +171,7 @@ class ContextEvaluator:
         return np.linspace(0, windows - 1, kept).round().astype(np.int64) * self.stride
 
     def chunks(
-        self, tokens: Int[np.ndarray, " L"], starts: Int[np.ndarray, " K"], rows: int
+        self, tokens: Integer[np.ndarray, " L"], starts: Int[np.ndarray, " K"], rows: int
     ) -> Iterator[tuple[Int[np.ndarray, "R T+1"], Bool[np.ndarray, "R T"]]]:
         """Yield windows and which of their targets, all tokens but the first, are scored, `rows` windows at a time.
 

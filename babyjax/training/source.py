@@ -50,7 +50,7 @@ class FromFile:
         self._steps = max(1, min(TOKENS_AT_ONCE // (batch_size * (block_size + 1)), MAX_STEPS_PER_DISPATCH))
         self._place = NamedSharding(mesh, PartitionSpec(None, "data"))
         self._thread = ThreadPoolExecutor(1, "windows")
-        self._ahead: dict[int, Future[Integer[Array, "K B T+1"]]] = {}
+        self._ahead: dict[int, Future[Integer[Array, "K B W"]]] = {}
 
     def at(self, step: int) -> Served:
         """Return the windows of `step` and those read with it. Raises: TokenError if an id is out of range."""
@@ -60,7 +60,7 @@ class FromFile:
         }
         return Served(self._ahead[number].result(), self._steps - within)
 
-    def _read(self, number: int) -> Integer[Array, "K B T+1"]:
+    def _read(self, number: int) -> Integer[Array, "K B W"]:
         windows = read_windows(self._tokens, self._seed, number * self._steps, self._steps, *self._sizes)
         check_tokens(windows, self._vocab_size)
         return jax.device_put(windows, self._place)

@@ -1,3 +1,5 @@
+from unittest import mock
+
 import chex
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from babyjax import CharTokenizer, PairCounts, Split, batch_at, count_matrix, count_windows, split_tokens
+from babyjax.counts import pairs as pairs_module
+from babyjax.data.prepared import prepare
 from babyjax.errors import CountError, DataError, TokenError
 
 V = 6
@@ -44,6 +48,50 @@ def assert_equal(ours: PairCounts, theirs: PairCounts) -> None:
     for name, matrix in theirs.segments.items():
         np.testing.assert_array_equal(ours.segments[name].toarray(), matrix.toarray())
     assert ours.vocab_size == theirs.vocab_size
+
+
+@given(texts, st.sampled_from([V, 2000]))
+def test_pairs_are_counted_in_pieces_as_at_once(tokens, vocab_size):
+    split = split_tokens(tokens)
+    expected = PairCounts.from_split(split, vocab_size)
+    with mock.patch.object(pairs_module, "CHUNK", 7):
+        assert_equal(PairCounts.from_split(Split(*(part.astype(np.uint16) for part in split)), vocab_size), expected)
+
+
+def test_a_text_with_too_many_different_pairs_is_counted_in_fewer_segments(rng, monkeypatch):
+    split = Split(*rng.integers(0, 2000, (2, 100_000)).astype(np.int32))
+    expected = PairCounts.from_split(split, 2000)
+    assert expected.segments["train"].shape[0] == 19
+    monkeypatch.setattr(pairs_module, "MAX_ENTRIES", 60_000)
+    fewer = PairCounts.from_split(split, 2000)
+    assert fewer.segments["train"].shape[0] == 11
+    np.testing.assert_array_equal(fewer.counts["train"], expected.counts["train"])
+
+
+def test_pair_counts_are_kept_in_a_file(rng, tmp_path):
+    pairs = PairCounts.from_split(split_tokens(rng.integers(0, 9, 12_000).astype(np.int32)), 10)
+    pairs.save(tmp_path / "pairs.npz")
+    assert_equal(PairCounts.load(tmp_path / "pairs.npz"), pairs)
+    content = (tmp_path / "pairs.npz").read_bytes()
+    middle = len(content) // 2
+    for damaged in (content[:-50], b"", b"no", content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]):
+        (tmp_path / "pairs.npz").write_bytes(damaged)
+        with pytest.raises(ValueError, match="has no pair counts"):
+            PairCounts.load(tmp_path / "pairs.npz")
+
+
+def test_the_folder_of_a_prepared_corpus_keeps_its_pair_counts(tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("to be or not to be " * 9)
+    corpus = prepare(tmp_path / "out", str(tmp_path / "text.txt"))
+    split = split_tokens(corpus.tokens)
+    first = PairCounts.of_corpus(corpus, split, 7)
+    assert_equal(first, PairCounts.from_split(split, 7))
+    with monkeypatch.context() as never_again:
+        never_again.setattr(PairCounts, "from_split", None)
+        assert_equal(PairCounts.of_corpus(corpus, split, 7), first)
+    (tmp_path / "out" / "pairs.npz").write_bytes(b"no")
+    assert_equal(PairCounts.of_corpus(corpus, split, 7), first)
+    assert_equal(PairCounts.of_corpus(corpus, split, 7), first)
 
 
 def test_pair_counts_from_count_matrices_are_those_of_the_text(rng):

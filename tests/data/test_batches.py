@@ -1,3 +1,5 @@
+from unittest import mock
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babyjax.data.batches import batch_at, split_tokens
+from babyjax.data import batches
+from babyjax.data.batches import batch_at, bytes_of, is_mapped, read_windows, split_tokens, window_starts
 from babyjax.errors import DataError
 
 jitted = jax.jit(batch_at, static_argnums=(3, 4))
@@ -52,3 +55,62 @@ def test_every_window_is_drawn_the_last_included():
     inputs, targets = jitted(tokens, 0, 0, 1000, 8)
     assert sorted(set(inputs[:, 0].tolist())) == [0, 1, 2, 3]
     assert targets.max() == 11
+
+
+@pytest.fixture
+def on_disk(tmp_path):
+    """Write tokens to a file and map it."""
+
+    def write(tokens):
+        tokens.tofile(tmp_path / "tokens.bin")
+        return np.memmap(tmp_path / "tokens.bin", tokens.dtype, "r")
+
+    return write
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int32])
+def test_windows_from_a_file_are_those_from_memory(on_disk, rng, dtype):
+    tokens = rng.integers(0, 200, 1000).astype(dtype)
+    mapped = on_disk(tokens)
+    assert is_mapped(mapped[5:])
+    assert not is_mapped(tokens)
+    windows = read_windows(mapped, 3, 7, 5, 4, 8)
+    np.testing.assert_array_equal(windows, read_windows(tokens, 3, 7, 5, 4, 8))
+    assert windows.dtype == dtype
+    for step in range(7, 12):
+        from_memory = jitted(jnp.asarray(tokens), 3, step, 4, 8)
+        np.testing.assert_array_equal(windows[step - 7][:, :-1], from_memory[0])
+        np.testing.assert_array_equal(windows[step - 7][:, 1:], from_memory[1])
+        chex.assert_trees_all_equal(jitted(jnp.asarray(np.roll(windows, 7, axis=0)), 0, step, 4, 8), from_memory)
+
+
+def test_windows_are_drawn_past_what_an_int32_counts(tmp_path):
+    """A sparse file of 2**31 + 2**30 tokens, of which only the drawn places are written."""
+    length, marks = 2**31 + 2**30, np.arange(1, 9, dtype=np.uint8)
+    starts = window_starts(5, 2, 3, 4, length - 7)
+    assert starts.shape == (3, 4)
+    assert starts.max() > 2**31
+    np.testing.assert_array_equal(starts[1:], window_starts(5, 3, 2, 4, length - 7))
+    assert len(set(starts.ravel().tolist())) == 12
+    with (tmp_path / "tokens.bin").open("wb") as file:
+        file.truncate(length)
+        for start in starts.ravel():
+            file.seek(start)
+            file.write(marks.tobytes())
+    mapped = np.memmap(tmp_path / "tokens.bin", np.uint8, "r")
+    np.testing.assert_array_equal(read_windows(mapped, 5, 2, 3, 4, 7), np.broadcast_to(marks, (3, 4, 8)))
+
+
+def test_starts_are_uniform_past_an_int32():
+    places = 2**40
+    starts = window_starts(0, 0, 100, 64, places) / places
+    assert abs(starts.mean() - 0.5) < 4 / (12 * starts.size) ** 0.5
+    assert 0 <= starts.min() < 0.01
+    assert 0.99 < starts.max() < 1
+
+
+@given(st.integers(0, 60))
+def test_bytes_are_added_up_in_pieces(length):
+    tokens, lengths = np.resize(np.arange(5, dtype=np.uint8), length), np.array([1, 0, 4, 2, 3])
+    with mock.patch.object(batches, "CHUNK", 7):
+        assert bytes_of(tokens, lengths) == lengths[tokens].sum()

@@ -174,7 +174,7 @@ def test_a_path_that_orbax_takes_for_a_pattern_is_refused_before_training(run, n
 def test_what_a_manifest_says_of_its_run(run):
     manifest = read_manifest(run)
     assert manifest.config["model"]["n_embd"] == 3
-    assert manifest.corpus.model_dump() == {"name": "mine", "characters": 120, "sha256": CORPUS.sha256}
+    assert manifest.corpus.model_dump() == {"name": "mine", "characters": 120, "sha256": CORPUS.sha256, "path": None}
     assert set(manifest.files) == {"corpus.txt", "tokenizer.json"}
     assert manifest.versions["numpy"] == np.__version__
     assert [(each.step, each.losses) for each in manifest.checkpoints[2:4]] == [
