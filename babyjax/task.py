@@ -40,7 +40,7 @@ from babyjax.training.gradient import GradientTrainer
 from babyjax.training.once import Made, OnceTrainer, count_bigram, count_ngram, mix
 
 # Tokens that are counted to compare with; those of a long text that are nearest to its validation split.
-NGRAM_TOKENS = 1 << 24
+NGRAM_TOKENS = 1 << 23
 
 
 class NGramBaseline(NamedTuple):
