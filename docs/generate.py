@@ -32,6 +32,7 @@ from babyjax.config import (
 )
 from babyjax.evaluate import EvaluateConfig
 from babyjax.export import ExportConfig
+from babyjax.prepare import PrepareConfig
 from babyjax.recipes import PRESETS
 from babyjax.sample import SampleConfig
 
@@ -130,6 +131,7 @@ def options_page() -> str:
             inherited = first if options is not first and issubclass(options, first) else None
             lines += [f"Options of {title}:", "", *options_table(options, inherited), ""]
     for title, options in (
+        ("prepare", PrepareConfig),
         ("evaluate", EvaluateConfig),
         ("compare", CompareConfig),
         ("sample", SampleConfig),

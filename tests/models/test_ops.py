@@ -48,12 +48,18 @@ def test_matmul_can_return_more_precision_than_it_reads():
     assert y.dtype == jnp.float32
 
 
-def test_the_gradient_of_a_product_in_more_precision_is_that_of_its_factors():
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_the_gradient_of_a_product_in_more_precision_is_that_of_its_factors(monkeypatch, backend):
+    """On an accelerator with columns of zeros to a whole tile."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     x, kernel = normal(5, 64).astype(jnp.bfloat16), normal(64, 4, seed=1).astype(jnp.bfloat16)
     function = jax.grad(lambda x, kernel, matmul: jnp.sin(matmul(x, kernel, "float32")).sum(), argnums=(0, 1))
     ours, theirs = (function(x, kernel, form) for form in (ops.matmul, ops.matmul_reference))
     chex.assert_trees_all_equal_shapes_and_dtypes(ours, theirs)
     chex.assert_trees_all_close(ours, theirs, atol=0.05, rtol=0.02)
+    values = [form(x, kernel, "float32") for form in (ops.matmul, ops.matmul_reference)]
+    chex.assert_trees_all_close(*values, rtol=1e-6)
+    assert ops._with_whole_tiles(kernel).shape == (64, 64 if backend == "gpu" else 4)
 
 
 @given(st.integers(0, 99), st.floats(0, 100))
