@@ -165,19 +165,6 @@ def _main_thread_only(unraisable) -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt, so that what is half written is removed, instead of ending the process."""
-    here = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-    if here:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        if here:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-@contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """A list that receives SIGINT or SIGTERM when it comes; a second one interrupts at once."""
     received: list[int] = []

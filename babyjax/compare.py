@@ -166,8 +166,6 @@ def _member(
 def _read_text(run: "babyjax.LoadedRun", text: str | None, data_path: str | None) -> Text:
     """Read and split the text. Raises: RunError if the tokenizer does not say how many bytes its tokens are."""
     corpus = run.read(text) if text else run.corpus(data_path)
-    if isinstance(corpus, babyjax.PreparedCorpus):
-        corpus.check()
     split = babyjax.split_tokens(corpus.encode(run.tokenizer))
     sizes = run.tokenizer.byte_lengths
     start = babyjax.bytes_of(split.train, sizes)

@@ -85,8 +85,6 @@ def evaluate(
     if text and data_path:
         raise ConfigError("text= is another text and data.path= the run's own; give one of them")
     corpus = run.read(text, progress) if text else run.corpus(data_path, progress)
-    if isinstance(corpus, babyjax.PreparedCorpus):
-        corpus.check()
     tokens = babyjax.split_tokens(corpus.encode(run.tokenizer))
     pairs = babyjax.PairCounts.of_corpus(corpus, tokens, vocab_size)
 

@@ -4,8 +4,10 @@ import errno
 import math
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,7 +46,7 @@ def replace_file(path: Path, content: str | bytes | memoryview) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` if the block ends without an error, and is removed if not.
+    """A temporary folder that becomes `path` if the block ends without an error, and is removed if not, also by Ctrl-C.
 
     Raises: DataError if there is anything in `path`, OSError.
     """
@@ -53,7 +55,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=TEMPORARY))
     try:
-        yield temporary
+        with _interruptible():
+            yield temporary
         os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp makes private folders
         if path.exists():
             path.rmdir()
@@ -61,6 +64,19 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt where a command has it end the process at once."""
+    ends = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    if ends:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ends:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _umask() -> int:
@@ -123,16 +139,16 @@ def open_appending(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, flags, 0o666), "ab")
 
 
-def take_lock(file: BinaryIO, *, wait: bool = False) -> bool:
-    """Lock an open file for this process; return False if another holds it and we do not `wait`.
+def take_lock(file: BinaryIO) -> bool:
+    """Lock an open file for this process; return False if another holds it.
 
     The system drops the lock when the file is closed or the process dies. Raises: OSError.
     """
     try:
         if sys.platform == "win32":
-            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in HELD:
             return False

@@ -2,14 +2,14 @@
 
 import time
 
-from babyjax.cli import command_line, describe, interruptible, run_command, show
+from babyjax.cli import command_line, describe, run_command, show
 from babyjax.config import DataConfig, Options, option
 from babyjax.data.prepared import PreparedCorpus, cache_folder, prepare, prepare_once
 from babyjax.errors import ConfigError, DataError
 from babyjax.files import user_path
 from babyjax.options import read_options
 from babyjax.sinks.console import Screen
-from babyjax.text import duration, shown
+from babyjax.text import duration
 
 
 class PrepareConfig(Options):
@@ -22,7 +22,7 @@ def help_text(argv: list[str]) -> str:
     return (
         "usage: babyjax prepare data.path=PATH [key=value ...]\n\n"
         "Encode a text into a file of tokens, a piece at a time, so that it may be larger than memory.\n"
-        "babyjax train does this itself for 64 MB or more, and both find again what was prepared in the cache.\n"
+        "babyjax train does this itself for 64 MiB or more, and both find again what was prepared in the cache.\n"
         "A folder given as out= can be moved to another machine, and is itself a data.path=.\n\n"
         f"{describe(PrepareConfig())}\n\n"
         "examples\n"
@@ -46,12 +46,18 @@ def main(argv: list[str]) -> None:
         raise ConfigError("there is no cache folder for this user; give out=FOLDER")
     write = prepare if config.out else prepare_once
     start, screen = time.perf_counter(), Screen()
-    with screen.status(f"reading {shown(data.path)}") as update, interruptible():
-
-        def progress(what: str, share: float) -> None:
-            update(f"{what} {shown(data.path)}: {share:.0%}")
-
-        corpus = write(folder, data.path, data.field, data.tokenizer, data.vocab_size, progress)
+    update = screen.bar(0, 100)
+    try:
+        corpus = write(
+            folder,
+            data.path,
+            data.field,
+            data.tokenizer,
+            data.vocab_size,
+            lambda what, share: update(completed=round(100 * share), description=f"% {what}"),
+        )
+    finally:
+        screen.close()
     show(_said(config, corpus, time.perf_counter() - start))
 
 

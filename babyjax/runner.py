@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from babyjax.cli import command_line, complain, stop_signals
 from babyjax.config import BabyGPTConfig, Config, NGramConfig
+from babyjax.data.prepared import PreparedCorpus
 from babyjax.errors import DivergenceError, RunError
 from babyjax.evaluation.comparison import Interval
 from babyjax.files import finite_json, is_temporary, replace_file
@@ -358,6 +359,8 @@ def introduce(config: Config, task: Task, screen: Screen) -> None:
         f"{config.choices.model} on {task.corpus.name}: {task.corpus.characters:,} characters, "
         f"vocabulary {task.tokenizer.vocab_size:,}{parameters}"
     )
+    if isinstance(task.corpus, PreparedCorpus):
+        screen.say(f"{len(task.split.train):,} training tokens of {task.corpus.folder}")
     if config.train.grow_from:
         screen.say(f"grown from {task.origin or config.train.grow_from}")
     screen.say(f"bigram entropy {task.entropy:.4f} nats/token (lower bound for models of one previous token)")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import babyjax
-from babyjax.cli import again, command_line, complain, interruptible, prepare_jax, run_command
+from babyjax.cli import again, command_line, complain, prepare_jax, run_command
 from babyjax.config import Config, MixtureConfig, kinds_of
 from babyjax.errors import BabyjaxError, ConfigError, DivergenceError, OutOfMemoryError
 from babyjax.options import all_arguments, load_config, options_of
@@ -75,8 +75,7 @@ def main(argv: list[str]) -> int:
     with screen.status("starting JAX, reading the corpus") as update:
         prepare_jax()
         log = babyjax.find_log(configs[0].log)
-        with interruptible():
-            task = babyjax.load_task(configs[0], progress=lambda what, share: update(f"{what} the corpus: {share:.0%}"))
+        task = babyjax.load_task(configs[0], progress=lambda what, share: update(f"{what}: {share:.0%}"))
     babyjax.introduce(configs[0], task, screen)
     losses, received = _try_all(trials, configs, folder, task, log, screen)
     if received:

@@ -22,7 +22,7 @@ from babyjax.config import (
 )
 from babyjax.counts.kneser_ney import choose_order, evidence_of, nats_at
 from babyjax.counts.pairs import PairCounts
-from babyjax.data.batches import Split, bytes_of, split_tokens
+from babyjax.data.batches import Split, bytes_of, in_memory, split_tokens
 from babyjax.data.corpus import Corpus, load_corpus
 from babyjax.data.prepared import PreparedCorpus, Progress, load_file
 from babyjax.data.tokenizer import Tokenizer, make_tokenizer
@@ -61,7 +61,7 @@ class NGramBaseline(NamedTuple):
 
 def ngram_baseline(split: Split, vocab_size: int) -> NGramBaseline:
     """Count the training split, with the order that is best for the last tenth of it."""
-    train, val = np.asarray(split.train[-NGRAM_TOKENS:]), np.asarray(split.val[: NGRAM_TOKENS // 8])
+    train, val = in_memory(split.train[-NGRAM_TOKENS:]), in_memory(split.val[: NGRAM_TOKENS // 8])
     order = choose_order(train, vocab_size)
     return NGramBaseline(order, nats_at(evidence_of(train, val, vocab_size, order), vocab_size), len(train))
 
@@ -124,11 +124,11 @@ def load_task(
     """Load the corpus of a config, tokenize, split and count it.
 
     A given `corpus` or `tokenizer` replaces that of the config. `progress` is told what of a large text is done.
-    Raises: DataError, or ConfigError for sizes.
+    Raises: DataError, also if a prepared corpus has another tokenizer, or ConfigError for sizes.
     """
     corpus = corpus or load_corpus_of(config.data, config.choices.data, progress)
     if isinstance(corpus, PreparedCorpus):
-        tokenizer = corpus.tokenizer
+        tokenizer = tokenizer or corpus.tokenizer
     elif tokenizer is None:
         text = [corpus.text]
         tokenizer = make_tokenizer(config.data.tokenizer, lambda: text, config.data.vocab_size)

@@ -8,7 +8,6 @@ from babyjax.cli import (
     command_line,
     complain,
     describe,
-    interruptible,
     prepare_jax,
     run_command,
     stop_signals,
@@ -57,8 +56,7 @@ def main(argv: list[str]) -> int:
     with screen.status("starting JAX, reading the corpus") as update:
         prepare_jax()
         log = babyjax.find_log(config.log)
-        with interruptible():
-            task = babyjax.load_task(config, progress=lambda what, share: update(f"{what} the corpus: {share:.0%}"))
+        task = babyjax.load_task(config, progress=lambda what, share: update(f"{what}: {share:.0%}"))
     received = (_train if config.train.seeds == 1 else _train_seeds)(config, task, log, screen, argv)
     if received:
         return 128 + received

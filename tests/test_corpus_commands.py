@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def evaluated(done):
 def test_a_run_on_a_prepared_text_is_that_on_the_text(done, evaluated, stories, monkeypatch):
     out = done("train", STORIES, *TINY, "run_dir=large")
     assert "babygpt on stories: " in out
+    assert re.search(r"\n[\d,]+ training tokens of .*cache/babyjax/corpora/\w+/stories\n", out)
     entry = read_manifest(Path("large")).corpus
     assert entry.path == str(stories)
     assert not Path("large/corpus.txt").exists()
@@ -91,6 +93,30 @@ def test_a_text_that_has_moved_is_found_where_it_is_said_to_be(done, call, evalu
     assert ("stories: " in card, "Counting alone" in card) == (True, False)
 
 
+def test_a_run_goes_on_after_its_text_has_moved(done, evaluated, stories):
+    done("train", STORIES, *TINY, "run_dir=run")
+    stories.rename("elsewhere")
+    done("train", "data.path=elsewhere", *TINY, "run_dir=run", "train.steps=30")
+    assert evaluated("run")["corpus"] == "elsewhere"
+
+
+def test_a_run_in_memory_goes_on_when_its_text_is_prepared_and_the_other_way_round(
+    done, evaluated, stories, monkeypatch
+):
+    monkeypatch.setattr(prepared, "PREPARED_FROM", 1 << 20)
+    done("train", STORIES, *TINY, "run_dir=memory")
+    done("prepare", STORIES)
+    done("train", STORIES, *TINY, "run_dir=memory", "train.steps=30")
+    done("train", STORIES, *TINY, "run_dir=disk")
+    shutil.rmtree("cache")
+    done("train", STORIES, *TINY, "run_dir=disk", "train.steps=30")
+    assert evaluated("memory") == evaluated("disk")
+    assert [Path(name, "corpus.txt").exists() for name in ("memory", "disk")] == [True, False]
+    done("prepare", STORIES)
+    done("train", STORIES, *TINY, "run_dir=memory", "overwrite=true")
+    assert not Path("memory/corpus.txt").exists()
+
+
 def test_damaged_tokens_are_not_scored(done, call, stories):
     done("prepare", STORIES, "out=here", "data.tokenizer=byte")
     done("train", "data.path=here", "data.tokenizer=byte", *TINY, "run_dir=run")
@@ -110,7 +136,7 @@ def test_counting_models_learn_a_byte_pair_encoding(done, evaluated, stories, mo
     assert found["splits"]["val"]["nats_per_token"] < 0.5 * math.log(found["vocab_size"])
 
 
-def test_prepared_texts_are_compared_mixed_and_swept(done, stories):
+def test_prepared_texts_are_compared_mixed_and_swept(done, evaluated, stories):
     done("train", STORIES, *TINY, "run_dir=network", "model=babygpt-v2-position")
     done("train", STORIES, "model=ngram", "run_dir=ngram")
     compared = json.loads(done("compare", "network", "ngram", "format=json"))
@@ -119,6 +145,10 @@ def test_prepared_texts_are_compared_mixed_and_swept(done, stories):
     done("train", STORIES, "model=mixture", "model.parts=network,ngram", "run_dir=mixture")
     out = done("sweep", STORIES, *TINY, "optimizer.learning_rate=1e-3,1e-2", "train.seeds=1", "run_dir=sweep")
     assert "trained again, on the whole training split" in out
+    assert evaluated("mixture")["model"] == "mixture"
+    trial = "sweep/trials/optimizer.learning_rate=1e-3"
+    held_out = json.loads(Path("sweep/sweep.json").read_text())["trials"][0]["held_out"]
+    assert evaluated(trial)["splits"]["val"]["nats_per_token"] == pytest.approx(held_out, rel=1e-5)
 
 
 def test_prepare_says_what_it_has_written_and_what_comes_next(done, call, stories):

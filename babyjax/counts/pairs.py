@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,7 +16,7 @@ from jaxtyping import Array, Int, Integer
 from scipy.sparse import csr_array
 
 from babyjax.checks import check_tokens
-from babyjax.data.batches import CHUNK, Split, batch_at, segments_of
+from babyjax.data.batches import CHUNK, Split, batch_at, chunks_of, segments_of
 from babyjax.data.corpus import Corpus
 from babyjax.data.prepared import PreparedCorpus
 from babyjax.errors import CountError, DataError
@@ -26,7 +27,6 @@ from babyjax.models.bigram import add_pairs
 DENSE_VOCAB = 1024
 # Counts kept of all segments together; a split with more has fewer segments.
 MAX_ENTRIES, LEAST_SEGMENTS = 1 << 25, 10
-PAIRS = "pairs.npz"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PairCounts:
 
     @classmethod
     def from_split(cls, split: Split, vocab_size: int) -> "PairCounts":
-        """Count both splits once, whatever their length: about a million tokens are in memory at a time.
+        """Count both splits once. About a million tokens are in memory at a time, and the pairs that occur.
 
         Raises: TokenError if an id is out of range, DataError if a split has no pair.
         """
@@ -53,32 +53,35 @@ class PairCounts:
     @classmethod
     def of_corpus(cls, corpus: Corpus | PreparedCorpus, split: Split, vocab_size: int) -> "PairCounts":
         """Count both splits of a corpus, as `from_split` does. The folder of a prepared corpus keeps the counts."""
-        if not isinstance(corpus, PreparedCorpus) or corpus.folder is None:
+        if not isinstance(corpus, PreparedCorpus):
             return cls.from_split(split, vocab_size)
-        path = corpus.folder / PAIRS
+        path, source = corpus.folder / f"pairs{corpus.part}.npz", corpus.description.tokens_sha256
         with suppress(OSError, ValueError):
-            return cls.load(path)
+            return cls.load(path, source)
         pairs = cls.from_split(split, vocab_size)
         with suppress(OSError):  # what is kept is a convenience
-            pairs.save(path)
+            pairs.save(path, source)
         return pairs
 
-    def save(self, path: Path) -> None:
-        """Write the counts to a file for `load`. Raises: OSError."""
+    def save(self, path: Path, source: str = "") -> None:
+        """Write the counts, and what they are counts of, to a file for `load`. Raises: OSError."""
         content = io.BytesIO()
         parts = {
             f"{name}_{part}": getattr(matrix, part)
             for name, matrix in self.segments.items()
             for part in ("data", "indices", "indptr")
         }
-        np.savez(content, current=self.current, following=self.following, vocab_size=np.array(self.vocab_size), **parts)
+        about = {"vocab_size": np.array(self.vocab_size), "source": np.array(source)}
+        np.savez(content, current=self.current, following=self.following, **about, **parts)
         replace_file(path, content.getbuffer())
 
     @classmethod
-    def load(cls, path: Path) -> "PairCounts":
-        """Read what `save` wrote. Raises: OSError, or ValueError if it is something else."""
+    def load(cls, path: Path, source: str = "") -> "PairCounts":
+        """Read what `save` wrote. Raises: OSError, or ValueError if it is damaged or of another source."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
+                if str(arrays["source"]) != source:
+                    raise ValueError(f"{path} has the counts of another text")
                 current, following, vocab_size = (arrays[name] for name in ("current", "following", "vocab_size"))
                 segments = {
                     name: csr_array(
@@ -87,7 +90,7 @@ class PairCounts:
                     )
                     for name in Split._fields
                 }
-        except (KeyError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        except (KeyError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} has no pair counts") from error
         return cls(current, following, segments, int(vocab_size))
 
@@ -150,7 +153,7 @@ class PairCounts:
         return self.entropy(split) if split == "train" else self.add_k_loss(split)
 
 
-Counted = tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]
+Counted = tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]  # distinct pairs as x * V + y, sorted; how often each
 
 
 def _count_segments(tokens: Integer[np.ndarray, " L"], vocab_size: int) -> list[Counted]:
@@ -166,26 +169,31 @@ def _count_segments(tokens: Integer[np.ndarray, " L"], vocab_size: int) -> list[
 
 
 def _count(tokens: Integer[np.ndarray, " L"], vocab_size: int) -> Counted:
-    """Return the distinct pairs of a text as x * V + y, sorted, and how often each occurs."""
-    cells, chunks = vocab_size**2, []
+    """Count the pairs of a text."""
+    cells, found = vocab_size**2, []
     table = np.zeros(cells, np.int64) if vocab_size <= DENSE_VOCAB and cells <= 4 * len(tokens) else None
-    for start in range(0, len(tokens) - 1, CHUNK):
-        chunk = np.asarray(tokens[start : start + CHUNK + 1])
+    for chunk in chunks_of(tokens, overlap=1):
         check_tokens(chunk, vocab_size)
         flat = chunk[:-1].astype(np.int64)
         flat *= vocab_size
         flat += chunk[1:]
-        if table is None:
-            chunks.append(np.unique(flat, return_counts=True))
-        else:
+        if table is not None:
             table += np.bincount(flat, minlength=cells)
-    if table is not None:
-        return np.flatnonzero(table), table[table > 0]
-    if len(chunks) <= 1:
-        return chunks[0] if chunks else (np.empty(0, np.int64), np.empty(0, np.int64))
-    every, counts = (np.concatenate(each) for each in zip(*chunks, strict=True))
+            continue
+        found.append(np.unique(flat, return_counts=True))
+        if sum(len(distinct) for distinct, _ in found[1:]) > max(CHUNK, len(found[0][0])):
+            found = [_added(found)]
+    return (np.flatnonzero(table), table[table > 0]) if table is not None else _added(found)
+
+
+def _added(found: list[Counted]) -> Counted:
+    """Add up the counts of the parts of a text."""
+    if len(found) == 1:
+        return found[0]
+    nothing = np.empty(0, np.int64)
+    every, counts = (np.concatenate(each) for each in zip((nothing, nothing), *found, strict=True))
     distinct, places = np.unique(every, return_inverse=True)
-    return distinct, np.bincount(places, counts).astype(np.int64)
+    return distinct, np.bincount(places, counts, len(distinct)).astype(np.int64)
 
 
 def count_windows(
@@ -209,6 +217,8 @@ def count_windows(
         raise DataError(f"a text of {tokens.shape[0]} tokens is too short for a block of {block_size}")
     if steps * batch_size * block_size >= 2**31:
         raise CountError(f"{steps} x {batch_size} x {block_size} pairs are more than an int32 counts")
+    if tokens.shape[0] >= 2**31:
+        raise CountError(f"{tokens.shape[0]:,} tokens are more than windows are drawn from; count every pair instead")
     return _count_windows(jnp.asarray(tokens), vocab_size, seed, steps, batch_size, block_size)
 
 

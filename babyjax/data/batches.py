@@ -1,6 +1,8 @@
 """Splits and batches. The batch of a step is a pure function of (tokens, seed, step), so there is no state to save."""
 
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -45,8 +47,7 @@ def split_tokens(tokens: Integer[np.ndarray, " N"], block_size: int = 1) -> Spli
 
 def bytes_of(tokens: Integer[np.ndarray, " L"], byte_lengths: Int[np.ndarray, " V"]) -> int:
     """Return the bytes of the text that tokens stand for, of however many."""
-    chunks = (tokens[start : start + CHUNK] for start in range(0, len(tokens), CHUNK))
-    return sum(int(np.bincount(chunk, minlength=len(byte_lengths)) @ byte_lengths) for chunk in chunks)
+    return sum(int(np.bincount(chunk, minlength=len(byte_lengths)) @ byte_lengths) for chunk in chunks_of(tokens))
 
 
 def segments_of(tokens: int) -> int:
@@ -109,19 +110,71 @@ def read_windows(
     tokens: Integer[np.ndarray, " L"], seed: int, first: int, count: int, batch_size: int, block_size: int
 ) -> Integer[np.ndarray, "K B W"]:
     """Read the windows of steps `first` to `first + count - 1`, those that `batch_at` draws, from memory or a file."""
-    starts = window_starts(seed, first, count, batch_size, len(tokens) - block_size)
-    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens), block_size + 1)[starts]
-    if (mapping := _mapping(tokens)) and hasattr(mapping, "madvise"):  # not on Windows
-        mapping.madvise(mmap.MADV_DONTNEED)  # what was read need not stay in this process's memory
+    return windows_at(tokens, window_starts(seed, first, count, batch_size, len(tokens) - block_size), block_size + 1)
+
+
+def windows_at(
+    tokens: Integer[np.ndarray, " L"], starts: Int[np.ndarray, "*shape"], width: int
+) -> Integer[np.ndarray, "*shape W"]:
+    """Return `tokens[start : start + width]` of each start; past the end of the text its last token repeats.
+
+    Raises: DataError if the file they are in cannot be read.
+    """
+    if (place := _place(tokens)) is None:
+        return tokens[np.minimum(starts[..., None] + np.arange(width), len(tokens) - 1)]
+    windows = np.empty((*starts.shape, width), tokens.dtype)
+    with _reading(place.path) as file:
+        for window, start in zip(windows.reshape(-1, width), starts.ravel().tolist(), strict=True):
+            known = window[: max(1, min(width, len(tokens) - start))]
+            file.seek(place.offset + min(start, len(tokens) - 1) * tokens.itemsize)
+            if file.readinto(known) < known.nbytes:
+                raise DataError(f"{place.path} has become shorter")
+            window[len(known) :] = known[-1]
     return windows
+
+
+def in_memory(tokens: Integer[np.ndarray, " L"]) -> Integer[np.ndarray, " L"]:
+    """Return tokens, read from their file if they are in one. Raises: DataError if it cannot be read.
+
+    A page that is read through the mapping counts as this process's memory, and a megabyte around it.
+    """
+    if (place := _place(tokens)) is None:
+        return tokens
+    with _reading(place.path) as file:
+        file.seek(place.offset)
+        return np.fromfile(file, tokens.dtype, len(tokens))
+
+
+def chunks_of(tokens: Integer[np.ndarray, " L"], overlap: int = 0) -> Iterator[Integer[np.ndarray, " _"]]:
+    """Yield a text in memory, about a million tokens at a time, each with the first `overlap` of the next."""
+    for start in range(0, len(tokens) - overlap, CHUNK):
+        yield in_memory(tokens[start : start + CHUNK + overlap])
 
 
 def is_mapped(tokens: Integer[np.ndarray, " L"]) -> bool:
     """Return whether tokens are in a memory-mapped file."""
-    return _mapping(tokens) is not None
+    return _place(tokens) is not None
 
 
-def _mapping(tokens: Any) -> mmap.mmap | None:
-    while isinstance(tokens, np.ndarray):
-        tokens = tokens.base
-    return tokens if isinstance(tokens, mmap.mmap) else None
+class _Place(NamedTuple):
+    path: str
+    offset: int  # in bytes
+
+
+def _place(tokens: Any) -> _Place | None:
+    """Return where tokens, perhaps a part of a mapped file, are; None if in memory."""
+    root = tokens
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    if not isinstance(root, np.memmap) or not isinstance(root.base, mmap.mmap):  # such as a memmap of another type
+        return None
+    return _Place(str(root.filename), root.offset + tokens.ctypes.data - root.ctypes.data)
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[Any]:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            yield file
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None

@@ -78,9 +78,21 @@ def stream_text(
         raise DataError(f"{shown(path if several else files[0])} is empty")
 
 
-def size_of(path: str | os.PathLike[str]) -> int:
-    """Return the bytes of the files that `read_text_of` reads, 0 for a pipe. Raises: DataError if there is none."""
-    return sum(file.stat().st_size for file in files_of(path) if file.is_file())
+def size_of(path: str | os.PathLike[str], gzipped: int = 1) -> int:
+    """Return the bytes of the files that `read_text_of` reads, 0 for a pipe; those of a gzipped file `gzipped` times.
+
+    Raises: DataError if there is no such file.
+    """
+    sizes = ((file.stat().st_size, file.suffix.lower() == ".gz") for file in files_of(path) if file.is_file())
+    return sum(size * (gzipped if small else 1) for size, small in sizes)
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Return a path or pattern as it is written from anywhere."""
+    path = os.path.expanduser(path)
+    if _is_pattern(path) and not os.path.isabs(path):
+        return os.path.join(glob.escape(os.getcwd()), path)
+    return os.path.abspath(path)
 
 
 def files_of(path: str | os.PathLike[str]) -> list[Path]:
@@ -134,7 +146,7 @@ def _text(file: Path, progress: Callable[[int], None], done: int = 0) -> Iterato
 
         def read() -> Iterator[bytes]:
             while data := stream.read(CHUNK):
-                progress(done + raw.tell() if raw.seekable() else done)
+                progress(done + _position(raw))
                 yield data
 
         yield from cleaned(read(), shown(file))
@@ -169,7 +181,11 @@ def _documents(
             if line.strip():
                 yield source, [_document(line, field, source)]
             if number % 1024 == 0:
-                progress(done + raw.tell())
+                progress(done + _position(raw))
+
+
+def _position(raw: BufferedIOBase) -> int:
+    return raw.tell() if raw.seekable() else 0  # not of a pipe
 
 
 def _document(line: bytes, field: str, source: str) -> str:

@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,10 +19,19 @@ import numpy as np
 from jaxtyping import Integer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from babyjax.data.batches import CHUNK, split_tokens
+from babyjax.data.batches import bytes_of, chunks_of, split_tokens
 from babyjax.data.corpus import Corpus, read_corpus
-from babyjax.data.documents import END_OF_TEXT, corpus_name, files_of, size_of, stream_text
-from babyjax.data.tokenizer import BPE_TOKENS, FILE, Tokenizer, make_tokenizer, read_tokenizer, tokenizer_file
+from babyjax.data.documents import END_OF_TEXT, absolute, corpus_name, files_of, size_of, stream_text
+from babyjax.data.tokenizer import (
+    BPE_TOKENS,
+    FILE,
+    Tokenizer,
+    make_tokenizer,
+    read_tokenizer,
+    tokenizer_file,
+    tokenizer_from_json,
+)
+from babyjax.data.tokenizer import MAX_BYTES as TOKENIZER_BYTES
 from babyjax.errors import DataError
 from babyjax.files import (
     LOCK,
@@ -36,9 +47,11 @@ from babyjax.files import (
 from babyjax.text import shown
 
 DESCRIPTION, TOKENS = "corpus.json", "tokens.bin"
+AGAIN = "remove that folder and prepare the text again"
 MAX_BYTES = 1 << 20
 # Files of this many bytes or more are prepared. Smaller ones are read into memory, 10 to 20 bytes for each of theirs.
-PREPARED_FROM = 1 << 26
+# Gzipped files have about four bytes of text for each of theirs.
+PREPARED_FROM, GZIPPED = 1 << 26, 4
 
 Progress = Callable[[str, float], None]  # what is done, and the share of it
 Size = Annotated[int, Field(ge=0)]
@@ -73,51 +86,48 @@ class PreparedCorpus:
     description: Description
     tokenizer: Tokenizer
     tokens: Integer[np.ndarray, " N"]
-    folder: Path | None  # None for a part of a corpus
+    folder: Path
+    part: str = ""  # "-train" for the training split as a corpus of its own
 
     entropy_rate = None  # of its source, which is not known
 
     @property
     def name(self) -> str:
-        return self.description.name
+        return self.description.name + self.part
 
     @property
     def sha256(self) -> str:
-        """sha256 of the text as UTF-8."""
-        return self.description.sha256
+        """sha256 of the text as UTF-8, or another for a part of it."""
+        whole = self.description.sha256
+        return hashlib.sha256((whole + self.part).encode()).hexdigest() if self.part else whole
 
     @property
     def characters(self) -> int:
+        """Characters of the text, the whole of it."""
         return self.description.characters
 
     @property
     def bytes(self) -> int:
         """Bytes of the text as UTF-8, counted when it was read."""
-        return self.description.bytes
+        return bytes_of(self.tokens, self.tokenizer.byte_lengths) if self.part else self.description.bytes
 
     def encode(self, tokenizer: Tokenizer) -> Integer[np.ndarray, " N"]:
         """Return the tokens. Raises: DataError if they are not those of `tokenizer`."""
         if tokenizer != self.tokenizer:
-            raise DataError(f"{self.path} was prepared with another tokenizer; give the text itself with data.path=")
+            raise DataError(f"{self.path} was prepared with another tokenizer; give the text itself")
         return self.tokens
 
     def check(self) -> None:
         """Raises: DataError if the tokens are not those that were written."""
-        if self.folder and _digest_of(self.tokens) != self.description.tokens_sha256:
+        digest = hashlib.sha256()
+        for chunk in chunks_of(open_prepared(self.folder).tokens):
+            digest.update(chunk.tobytes())
+        if digest.hexdigest() != self.description.tokens_sha256:
             raise DataError(f"{self.folder / TOKENS} was damaged or changed; remove {self.folder} and prepare it again")
 
     def training(self) -> "PreparedCorpus":
         """Return the training split as a corpus of its own."""
-        tokens = split_tokens(self.tokens).train
-        what = {"name": f"{self.name}-train", "sha256": hashlib.sha256(f"{self.sha256} train".encode()).hexdigest()}
-        return replace(self, description=self.description.model_copy(update=what), tokens=tokens, folder=None)
-
-
-def _digest_of(tokens: Integer[np.ndarray, " N"]) -> str:
-    digest = hashlib.sha256()
-    for start in range(0, len(tokens), CHUNK):
-        digest.update(tokens[start : start + CHUNK].tobytes())
-    return digest.hexdigest()
+        return replace(self, tokens=split_tokens(self.tokens).train, part="-train")
 
 
 def load_file(
@@ -131,9 +141,9 @@ def load_file(
 
     The options are those of `data.`. Raises: DataError if it cannot be read, or was prepared with other options.
     """
-    if (user_path(path, DataError) / DESCRIPTION).is_file():
+    if is_prepared(path):
         return _with_options(open_prepared(path), tokenizer, vocab_size)
-    size = size_of(path)
+    size = size_of(path, GZIPPED)
     folder = cache_folder(path, field, tokenizer, vocab_size) if size else None  # 0 for a pipe
     if size < PREPARED_FROM and not (folder and (folder / DESCRIPTION).is_file()):
         return read_corpus(path, field)
@@ -145,6 +155,12 @@ def load_file(
     return prepare_once(folder, path, field, tokenizer, vocab_size, progress)
 
 
+def is_prepared(path: str | Path) -> bool:
+    """Return whether there is a prepared corpus at a path."""
+    folder = user_path(path, DataError)
+    return all(os.path.isfile(folder / name) for name in (DESCRIPTION, TOKENS))
+
+
 def cache_folder(path: str, field: str, tokenizer: str, vocab_size: int | None) -> Path | None:
     """Return where the user's cache has what is prepared from these files, as they are now, with these options.
 
@@ -154,7 +170,10 @@ def cache_folder(path: str, field: str, tokenizer: str, vocab_size: int | None) 
     if cache is None:
         return None
     try:
-        files = [(str(file.resolve()), (found := file.stat()).st_size, found.st_mtime_ns) for file in files_of(path)]
+        files = [
+            (file.name, str(file.resolve()), (found := file.stat()).st_size, found.st_mtime_ns)
+            for file in files_of(path)
+        ]
     except OSError as error:
         raise DataError(f"cannot read {shown(path)}: {error.strerror}") from None
     content = _tokenizer_key(tokenizer, vocab_size)
@@ -173,21 +192,23 @@ def _tokenizer_key(tokenizer: str, vocab_size: int | None) -> list[Any]:
 def prepare_once(
     folder: Path, path: str, field: str, tokenizer: str, vocab_size: int | None, progress: Progress
 ) -> PreparedCorpus:
-    """Return the corpus in a folder of the cache, prepared first if it is not there. Raises: DataError."""
-    if not (folder / DESCRIPTION).is_file():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with open_appending(folder.parent / LOCK) as lock:
-                if not take_lock(lock):
-                    progress("waiting for another process that reads this text", 0.0)
-                    take_lock(lock, wait=True)
-                if not (folder / DESCRIPTION).is_file():
-                    for left in filter(is_temporary, folder.parent.iterdir()):  # by a process that was killed
-                        shutil.rmtree(left)
-                    return prepare(folder, path, field, tokenizer, vocab_size, progress)
-        except OSError as error:
-            raise DataError(f"cannot write in {folder.parent}: {error.strerror or error}") from None
-    return replace(open_prepared(folder), path=os.path.abspath(os.path.expanduser(path)))
+    """Return the corpus in a folder of the cache, prepared first if it is not there, or damaged. Raises: DataError."""
+    with suppress(DataError):
+        return replace(open_prepared(folder), path=absolute(path))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with open_appending(folder.parent / LOCK) as lock:
+            while not take_lock(lock):
+                progress("waiting for another process that reads this text", 0.0)
+                time.sleep(0.2)
+            with suppress(DataError):  # it is there now
+                return replace(open_prepared(folder), path=absolute(path))
+            for left in folder.parent.iterdir():
+                if left == folder or is_temporary(left):  # damaged, or left by a process that was killed
+                    shutil.rmtree(left)
+            return prepare(folder, path, field, tokenizer, vocab_size, progress)
+    except OSError as error:
+        raise DataError(f"cannot write in {folder.parent}: {error.strerror or error}") from None
 
 
 def prepare(
@@ -203,10 +224,14 @@ def prepare(
     Raises: DataError if there is anything in `folder`, it cannot be written or the text cannot be read, TokenError if
     that cannot be encoded. Nothing is left in `folder` then.
     """
-    total = max(size_of(path), 1)
+    if is_prepared(path):
+        raise DataError(f"{shown(path)} is a prepared corpus already, to train on with data.path=")
+    total, name = size_of(path), corpus_name(path)
+    if not total:
+        raise DataError(f"{shown(path)} is empty or cannot be read twice, as a pipe; save the text to a file first")
 
     def read(what: str) -> Iterator[str]:
-        return stream_text(path, field, lambda size: progress(what, size / total))
+        return stream_text(path, field, lambda size: progress(f"{what} {name}", size / total))
 
     found = make_tokenizer(tokenizer, lambda: read("reading"), vocab_size)
     dtype: Any = next(kind for kind in ("uint8", "uint16", "uint32") if found.vocab_size - 1 <= np.iinfo(kind).max)
@@ -222,7 +247,7 @@ def prepare(
             train = len(split_tokens(np.broadcast_to(0, tokens)).train)
             content = found.to_json()
             description = Description(
-                name=corpus_name(path),
+                name=name,
                 sha256=text.digest.hexdigest(),
                 characters=text.characters,
                 bytes=text.bytes,
@@ -240,7 +265,7 @@ def prepare(
             replace_file(work / DESCRIPTION, description.model_dump_json(indent=1) + "\n")
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from None
-    return replace(open_prepared(folder), path=os.path.abspath(os.path.expanduser(path)))
+    return replace(open_prepared(folder), path=absolute(path))
 
 
 class _Passing:
@@ -267,26 +292,26 @@ def open_prepared(path: str | Path) -> PreparedCorpus:
     folder = user_path(path, DataError)
     try:
         description = Description.model_validate_json(read_text(folder / DESCRIPTION, MAX_BYTES))
-        content = read_text(folder / FILE, MAX_BYTES << 8)
+        content = read_text(folder / FILE, TOKENIZER_BYTES)
         size = (folder / TOKENS).stat().st_size
     except (OSError, ValueError) as error:
         reason = "it has other fields" if isinstance(error, ValidationError) else getattr(error, "strerror", None)
         raise DataError(
-            f"{folder} is not a corpus that this version has prepared ({reason or error}); prepare it again"
+            f"{folder} is not a corpus that this version has prepared ({reason or error}); {AGAIN}"
         ) from None
     if hashlib.sha256(content.encode()).hexdigest() != description.tokenizer_sha256:
-        raise DataError(f"{folder / FILE} was changed; prepare the corpus again")
+        raise DataError(f"{folder / FILE} was changed; {AGAIN}")
     dtype = np.dtype(description.dtype).newbyteorder("<")
     if size != description.tokens * dtype.itemsize:
         raise DataError(
             f"{folder / TOKENS} has {size:,} bytes, but {description.tokens:,} tokens of {description.dtype} are "
-            f"{description.tokens * dtype.itemsize:,}; prepare the corpus again"
+            f"{description.tokens * dtype.itemsize:,}; {AGAIN}"
         )
     try:
         tokens = np.memmap(folder / TOKENS, dtype, "r")
     except OSError as error:
         raise DataError(f"cannot read {folder / TOKENS}: {error.strerror}") from None
-    return PreparedCorpus(str(folder), description, read_tokenizer(folder / FILE), tokens, folder)
+    return PreparedCorpus(str(folder), description, tokenizer_from_json(content), tokens, folder)
 
 
 def _with_options(corpus: PreparedCorpus, tokenizer: str, vocab_size: int | None) -> PreparedCorpus:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,7 +83,8 @@ class SubwordTokenizer:
         )
         with _library("cannot learn from this text"):
             tokenizer.train_from_iterator(
-                chain.from_iterable(group.split(END_OF_TEXT) for group in _groups(chunks)), trainer
+                chain.from_iterable(group.split(END_OF_TEXT) for group in _groups(chunks, WORD_OR_DOCUMENT_END)),
+                trainer,
             )
         return cls(tokenizer.to_str())
 
@@ -148,16 +150,20 @@ class SubwordTokenizer:
         return self._texts.index(END_OF_TEXT) if END_OF_TEXT in self._texts else None
 
     @cached_property
-    def _cuts_before_lines(self) -> bool:
-        """Whether no token has a line end and a character before it that is not whitespace: as by GPT-2's rule."""
+    def _cut(self) -> re.Pattern[str] | None:
+        """Where a text can be cut without changing its tokens; None if this tokenizer has another rule than GPT-2's."""
         content = json.loads(self.content)
         rule = {"use_regex": True, **(content.get("pre_tokenizer") or {})}
         added = self._tokenizer.get_added_tokens_decoder().values()
-        return (
-            content.get("normalizer") is None
-            and (rule.get("type"), rule.get("add_prefix_space"), rule["use_regex"]) == ("ByteLevel", False, True)
-            and not any(token.lstrip or token.rstrip or token.single_word or "\n" in token.content for token in added)
-        )
+        if (
+            content.get("normalizer") is not None
+            or (rule.get("type"), rule.get("add_prefix_space"), rule["use_regex"]) != ("ByteLevel", False, True)
+            or any(
+                token.lstrip or token.rstrip or token.single_word or re.search(r"\s", token.content) for token in added
+            )
+        ):
+            return None
+        return WORD_OR_DOCUMENT_END if END_OF_TEXT in {token.content for token in added} else WORD_END
 
     def encode(self, text: str) -> Ids:
         """Encode `text` without adding special tokens.
@@ -168,15 +174,23 @@ class SubwordTokenizer:
 
     def encode_chunks(self, chunks: Iterable[str]) -> Iterator[Ids]:
         """Encode a text that comes in pieces, or the whole at once if it cannot be cut. Raises: as `encode` does."""
-        groups, start = _groups(chunks) if self._cuts_before_lines else iter(["".join(chunks)]), 0
-        while batch := list(islice(groups, GROUPS)):
-            with _library("cannot encode this text"):
-                encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-                ids = np.concatenate([np.array(encoding.ids, np.int32) for encoding in encodings])
-            text = "".join(batch)
-            self._check(ids, text, start)
-            yield ids
-            start += len(text)
+        groups, start = _groups(chunks, self._cut) if self._cut else iter(["".join(chunks)]), 0
+        batches = iter(lambda: list(islice(groups, GROUPS)), [])
+        with ThreadPoolExecutor(1) as thread:  # the library encodes a batch while the last one is checked
+            ahead = None
+            for batch in chain(batches, [None]):
+                working = thread.submit(self._encode_batch, batch) if batch else None
+                if ahead is not None:
+                    text, ids = ahead[0], ahead[1].result()
+                    self._check(ids, text, start)
+                    yield ids
+                    start += len(text)
+                ahead = ("".join(batch), working) if batch and working else None
+
+    def _encode_batch(self, batch: list[str]) -> Ids:
+        with _library("cannot encode this text"):
+            encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            return np.concatenate([np.array(encoding.ids, np.int32) for encoding in encodings])
 
     def _check(self, ids: Ids, text: str, start: int) -> None:
         """Raises: TokenError if `ids` are not `text`, which starts at that character of a longer one."""
@@ -204,17 +218,20 @@ class SubwordTokenizer:
         return self.content
 
 
-LINE_END = re.compile(r"(?<=\S)\n")
+# GPT-2's rule cuts before whitespace after anything else, and a special token is cut out before.
+WORD_END = re.compile(r"(?<=\S)[ \n\u3000]")
+WORD_OR_DOCUMENT_END = re.compile(rf"{WORD_END.pattern}|{END_OF_TEXT}")
 
 
-def _groups(chunks: Iterable[str]) -> Iterator[str]:
-    """Yield a text that comes in pieces, cut before line ends where GPT-2's rule for words always cuts."""
+def _groups(chunks: Iterable[str], cut: re.Pattern[str]) -> Iterator[str]:
+    """Yield a text that comes in pieces, cut before the first match of `cut` after `GROUP` characters."""
     rest = ""
     for chunk in chunks:
         text, start = rest + chunk, 0
-        while cut := LINE_END.search(text, start + GROUP):
-            yield text[start : cut.start()]
-            start = cut.start()
+        seen = len(rest)  # no match before it
+        while found := cut.search(text, max(start + GROUP, seen)):
+            yield text[start : found.start()]
+            start = found.start()
         rest = text[start:]
     if rest:
         yield rest

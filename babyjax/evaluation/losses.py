@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 
 from babyjax.checks import check_tokens
 from babyjax.counts.pairs import PairCounts
-from babyjax.data.batches import Split, segments_of
+from babyjax.data.batches import Split, segments_of, windows_at
 from babyjax.errors import ConfigError
 from babyjax.models.base import LanguageModel
 
@@ -182,7 +182,7 @@ class ContextEvaluator:
             start = starts[first : first + rows, None]
             start = np.append(start, np.full((rows - len(start), 1), len(tokens)), axis=0)  # past the end: not scored
             scored = (start + places + 1 < len(tokens)) & ((start == 0) | (places >= self.block_size - self.stride))
-            window = tokens[np.minimum(start + np.arange(self.block_size + 1), len(tokens) - 1)].astype(np.int32)
+            window = windows_at(tokens, start[:, 0], self.block_size + 1).astype(np.int32)
             check_tokens(window, len(self.byte_lengths))
             yield window, scored
 

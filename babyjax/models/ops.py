@@ -6,7 +6,7 @@ The models call the fast forms; `tests/models/test_ops.py` compares the values a
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def matmul(
     # As one flat matrix: on a CPU the backward pass is a third faster than over several leading axes.
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     widens = dtype is not None and jnp.dtype(dtype).itemsize > x.dtype.itemsize
-    product = _widening_matmul if widens else matmul_reference
+    product: Any = _widening_matmul if widens else matmul_reference
     return product(rows, kernel, dtype).reshape(*x.shape[:-1], kernel.shape[-1])
 
 

@@ -14,9 +14,9 @@ import jax
 
 from babyjax.config import BabyGPTConfig, Config, MixtureConfig
 from babyjax.data.corpus import Corpus, decode_text
-from babyjax.data.prepared import PreparedCorpus, Progress, load_file
+from babyjax.data.prepared import PreparedCorpus, Progress, is_prepared, load_file, open_prepared
 from babyjax.data.tokenizer import Tokenizer, tokenizer_from_json
-from babyjax.errors import BabyjaxError, CheckpointError, ConfigError, RunError
+from babyjax.errors import CheckpointError, ConfigError, DataError, RunError
 from babyjax.files import LOCK, is_temporary, user_path
 from babyjax.models import make_model
 from babyjax.models.base import LanguageModel
@@ -131,20 +131,28 @@ class LoadedRun(NamedTuple):
         learned = data.tokenizer in ("char", "byte", "bpe")
         try:
             corpus = load_file(where, data.field, data.tokenizer if learned else own, data.vocab_size, progress)
+            if isinstance(corpus, PreparedCorpus) and corpus.training().sha256 == entry.sha256:  # a trial of a sweep
+                corpus = corpus.training()
+            if corpus.sha256 != entry.sha256:
+                raise RunError(
+                    f"{where} is not the corpus that {self.folder} was trained on: its sha256 is {corpus.sha256[:12]}, "
+                    f"not {entry.sha256[:12]}; text= evaluates on another text"
+                )
             if isinstance(corpus, PreparedCorpus) and corpus.tokenizer != self.tokenizer:
-                corpus = load_file(where, data.field, own, None, progress)
-        except BabyjaxError as error:
+                corpus = load_file(where, data.field, own, None, progress)  # another version learns other byte pairs
+            if isinstance(corpus, PreparedCorpus):
+                corpus.check()
+        except DataError as error:
             remedy = "" if path else "; if it has moved, say where it is with data.path="
             raise RunError(f"the corpus of {self.folder} cannot be read: {error}{remedy}") from None
-        if corpus.sha256 != entry.sha256:
-            raise RunError(
-                f"{where} is not the corpus that {self.folder} was trained on: its sha256 is {corpus.sha256[:12]}, not "
-                f"{entry.sha256[:12]}; text= evaluates on another text"
-            )
         return corpus
 
     def read(self, path: str, progress: Progress = lambda what, share: None) -> Corpus | PreparedCorpus:
         """Read another text, to be encoded with the tokenizer of this run. Raises: DataError if it cannot be read."""
+        if is_prepared(path):
+            corpus = open_prepared(path)
+            corpus.check()
+            return corpus
         return load_file(path, tokenizer=str(self.folder / "tokenizer.json"), progress=progress)
 
 

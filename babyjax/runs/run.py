@@ -46,7 +46,7 @@ from babyjax.runs.lock import locked
 from babyjax.runs.manifest import Checkpoint, CorpusEntry, Manifest, digest, read_manifest
 from babyjax.training.events import Event, State
 
-RESULT, DECOMPOSITION = "result.json", "decomposition.json"
+RESULT, DECOMPOSITION, CORPUS = "result.json", "decomposition.json", "corpus.txt"
 
 
 class Run:
@@ -86,7 +86,7 @@ class Run:
         self.folder, self._config = folder, config
         self._texts = {"tokenizer.json": tokenizer.to_json()}
         if isinstance(corpus, Corpus):
-            self._texts["corpus.txt"] = corpus.text
+            self._texts[CORPUS] = corpus.text
         if parts:
             self._texts[PARTS] = json.dumps([config_to_dict(part.config) | {"step": part.step} for part in parts])
         self._manifest = Manifest(
@@ -112,7 +112,10 @@ class Run:
         fresh = self._manifest
         if saved:
             self._compare(found)
-            self.step, fresh = max(saved), found.replace(config=fresh.config, checkpoints=list(saved.values()))
+            # A corpus that is not kept here may have moved.
+            corpus = fresh.corpus if found.corpus.path and fresh.corpus.path else found.corpus
+            checkpoints = list(saved.values())
+            self.step, fresh = max(saved), found.replace(config=fresh.config, corpus=corpus, checkpoints=checkpoints)
         removed = [each.step for each in found.checkpoints if each.step not in saved]
         self._manifest = fresh.replace(pending=[*found.pending, *removed])
 
@@ -165,7 +168,8 @@ class Run:
             for step in self._manifest.pending:
                 self._remove(step)
             self._write_manifest(self._manifest.replace(pending=[]))
-            for name in (RESULT, DECOMPOSITION):
+            old = (RESULT, DECOMPOSITION, *({CORPUS} - self._manifest.files.keys()))
+            for name in old:
                 (self.folder / name).unlink(missing_ok=True)
             for name, text in self._texts.items() if not self.step else ():
                 replace_file(self.folder / name, text)

@@ -21,7 +21,7 @@ STEPS = 1500
 TEXT = """\
 # A model of stories
 
-{number:,} stories ({bytes:,} bytes), a vocabulary of {vocabulary:,} byte pairs, gpt-small with {parameters:,} parameters
+{number:,} stories ({bytes:,} bytes), a vocabulary of {vocabulary:,} byte pairs, gpt-small ({parameters:,} parameters)
 trained for {steps:,} steps:
 
 | command | seconds |

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from babyjax import CharTokenizer, PairCounts, Split, batch_at, count_matrix, count_windows, split_tokens
 from babyjax.counts import pairs as pairs_module
+from babyjax.data import batches
 from babyjax.data.prepared import prepare
 from babyjax.errors import CountError, DataError, TokenError
 
@@ -54,7 +55,7 @@ def assert_equal(ours: PairCounts, theirs: PairCounts) -> None:
 def test_pairs_are_counted_in_pieces_as_at_once(tokens, vocab_size):
     split = split_tokens(tokens)
     expected = PairCounts.from_split(split, vocab_size)
-    with mock.patch.object(pairs_module, "CHUNK", 7):
+    with mock.patch.object(pairs_module, "CHUNK", 7), mock.patch.object(batches, "CHUNK", 7):
         assert_equal(PairCounts.from_split(Split(*(part.astype(np.uint16) for part in split)), vocab_size), expected)
 
 
@@ -70,14 +71,16 @@ def test_a_text_with_too_many_different_pairs_is_counted_in_fewer_segments(rng, 
 
 def test_pair_counts_are_kept_in_a_file(rng, tmp_path):
     pairs = PairCounts.from_split(split_tokens(rng.integers(0, 9, 12_000).astype(np.int32)), 10)
-    pairs.save(tmp_path / "pairs.npz")
-    assert_equal(PairCounts.load(tmp_path / "pairs.npz"), pairs)
+    pairs.save(tmp_path / "pairs.npz", "this text")
+    assert_equal(PairCounts.load(tmp_path / "pairs.npz", "this text"), pairs)
+    with pytest.raises(ValueError, match="has no pair counts"):
+        PairCounts.load(tmp_path / "pairs.npz", "another")
     content = (tmp_path / "pairs.npz").read_bytes()
     middle = len(content) // 2
     for damaged in (content[:-50], b"", b"no", content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]):
         (tmp_path / "pairs.npz").write_bytes(damaged)
         with pytest.raises(ValueError, match="has no pair counts"):
-            PairCounts.load(tmp_path / "pairs.npz")
+            PairCounts.load(tmp_path / "pairs.npz", "this text")
 
 
 def test_the_folder_of_a_prepared_corpus_keeps_its_pair_counts(tmp_path, monkeypatch):

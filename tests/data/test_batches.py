@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babyjax.data import batches
-from babyjax.data.batches import batch_at, bytes_of, is_mapped, read_windows, split_tokens, window_starts
+from babyjax.data.batches import (
+    batch_at,
+    bytes_of,
+    in_memory,
+    is_mapped,
+    read_windows,
+    split_tokens,
+    window_starts,
+    windows_at,
+)
 from babyjax.errors import DataError
 
 jitted = jax.jit(batch_at, static_argnums=(3, 4))
@@ -107,6 +116,36 @@ def test_starts_are_uniform_past_an_int32():
     assert abs(starts.mean() - 0.5) < 4 / (12 * starts.size) ** 0.5
     assert 0 <= starts.min() < 0.01
     assert 0.99 < starts.max() < 1
+
+
+def test_windows_that_reach_past_the_end_repeat_the_last_token(on_disk, rng):
+    tokens = rng.integers(0, 200, 100).astype(np.uint16)
+    starts = np.array([[0, 95], [99, 100]])
+    expected = tokens[np.minimum(starts[..., None] + np.arange(8), 99)]
+    for form in (tokens, on_disk(tokens)):
+        np.testing.assert_array_equal(windows_at(form, starts, 8), expected)
+
+
+def test_a_part_of_a_file_is_read_into_memory(on_disk, rng):
+    tokens = rng.integers(0, 200, 100).astype(np.uint16)
+    mapped = on_disk(tokens)
+    for part in (slice(None), slice(7, 30), slice(30, 30)):
+        read = in_memory(mapped[part])
+        assert not is_mapped(read)
+        np.testing.assert_array_equal(read, tokens[part])
+    np.testing.assert_array_equal(in_memory(np.asarray(mapped[5:])[3:]), tokens[8:])
+    assert in_memory(tokens) is tokens
+
+
+def test_a_file_that_is_gone_or_became_shorter_is_named(on_disk, tmp_path):
+    mapped = on_disk(np.zeros(100, np.uint8))
+    with (tmp_path / "tokens.bin").open("r+b") as file:
+        file.truncate(50)
+    with pytest.raises(DataError, match=r"tokens\.bin has become shorter"):
+        windows_at(mapped, np.array([45]), 8)
+    (tmp_path / "tokens.bin").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*tokens\.bin: No such file"):
+        windows_at(mapped, np.array([0]), 8)
 
 
 @given(st.integers(0, 60))

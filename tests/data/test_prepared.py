@@ -1,6 +1,10 @@
+import gzip
 import json
+import os
+import shutil
 import subprocess
 import sys
+import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +20,7 @@ from babyjax.data.documents import clean_text, cleaned
 from babyjax.data.prepared import PreparedCorpus, cache_folder, load_file, open_prepared, prepare
 from babyjax.data.tokenizer import ByteTokenizer, CharTokenizer, make_tokenizer
 from babyjax.errors import DataError, TokenError
-from babyjax.files import is_temporary
+from babyjax.files import is_temporary, open_appending, take_lock
 
 STORIES = ["the cat sat\non the mat.\n", "詩 é\r\n🙂", "", "and the cat sat again\n" * 9]
 TEXT = "\x03".join(["the cat sat\non the mat.\n", "詩 é\n🙂", "and the cat sat again\n" * 9])
@@ -124,18 +128,81 @@ def test_a_folder_can_be_moved_and_is_itself_a_path(folder):
         load_file("again")
     with pytest.raises(DataError, match="is not an empty folder"):
         prepare(folder / "again", "stories")
+    with pytest.raises(DataError, match="again is a prepared corpus already"):
+        prepare(folder / "more", "again")
 
 
 def test_the_training_split_is_a_corpus_of_its_own(folder):
     corpus = load_file("stories")
     part = corpus.training()
     np.testing.assert_array_equal(part.tokens, corpus.tokens[: int(0.9 * len(corpus.tokens))])
+    assert part.bytes == len(corpus.tokenizer.decode(part.tokens).encode())
     assert (part.name, part.sha256 == corpus.sha256) == ("stories-train", False)
+    part.check()
+
+
+def test_a_damaged_corpus_in_the_cache_is_prepared_again(folder):
+    there = load_file("stories").folder
+    (there / "tokens.bin").write_bytes(b"")
+    load_file("stories").check()
+
+
+def test_another_process_is_waited_for(folder):
+    there, said = load_file("stories").folder, []
+    shutil.rmtree(there)
+
+    def progress(what, share):
+        said.append(what)
+        if what.startswith("waiting"):
+            lock.close()
+
+    lock = open_appending(there.parent / ".lock")
+    assert take_lock(lock)
+    load_file("stories", progress=progress).check()
+    assert said[0] == "waiting for another process that reads this text"
+    assert said[-1] == "encoding stories"
+
+
+def test_links_with_other_names_are_other_corpora(folder):
+    Path("x.txt").write_text('{"text": "a story"}\n' * 9)
+    Path("x.jsonl").symlink_to("x.txt")
+    assert load_file("x.txt").sha256 != load_file("x.jsonl").sha256
+
+
+def test_a_gzipped_text_is_large_sooner(folder, monkeypatch):
+    Path("x.txt.gz").write_bytes(gzip.compress(b"story " * 999))
+    size = Path("x.txt.gz").stat().st_size
+    monkeypatch.setattr(prepared, "PREPARED_FROM", 4 * size)
+    assert isinstance(load_file("x.txt.gz"), PreparedCorpus)
+    monkeypatch.setattr(prepared, "PREPARED_FROM", 4 * size + 1)
+    assert load_file("x.txt.gz", tokenizer="byte") == read_corpus("x.txt.gz")
+
+
+def test_a_pattern_is_kept_as_it_is_read_from_anywhere(folder, monkeypatch):
+    Path("[old] x").mkdir()
+    monkeypatch.chdir("[old] x")
+    Path("y.txt").write_text("a story " * 9)
+    corpus = load_file("*.txt")
+    monkeypatch.chdir("/")
+    assert load_file(str(corpus.path)).sha256 == corpus.sha256
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl"])
+def test_a_pipe_is_read_once(folder, name):
+    os.mkfifo(name)
+    data = b'{"text": "a"}\n' * 2000
+    writer = threading.Thread(target=lambda: Path(name).write_bytes(data))
+    with pytest.raises(DataError, match=r"cannot be read twice, as a pipe; save the text to a file first"):
+        prepare(folder / "out", name)
+    writer.start()
+    assert isinstance(load_file(name), Corpus)
+    writer.join()
 
 
 def test_what_is_interrupted_leaves_nothing(folder, monkeypatch):
     def interrupt(what, share):
-        if what == "encoding" and share > 0.5:
+        if what == "encoding stories" and share > 0.5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -157,7 +224,7 @@ KILLED = """
 import os, sys
 from babyjax.data import prepared
 prepared.PREPARED_FROM = 1
-prepared.load_file("stories", progress=lambda what, share: what == "encoding" and os._exit(9))
+prepared.load_file("stories", progress=lambda what, share: what == "encoding stories" and os._exit(9))
 """
 
 
@@ -206,12 +273,16 @@ def test_a_damaged_corpus_is_named(folder, name, change, sentence):
         open_prepared("out").check()
 
 
-@pytest.mark.parametrize("name", ["tokens.bin", "tokenizer.json"])
-def test_a_corpus_without_one_of_its_files_is_named(folder, name):
+def test_a_corpus_without_one_of_its_files_is_named(folder):
     prepare(folder / "out", "stories")
-    Path("out", name).unlink()
+    Path("out", "tokenizer.json").unlink()
     with pytest.raises(DataError, match="No such file"):
         load_file("out")
+    Path("out", "tokens.bin").unlink()
+    with pytest.raises(DataError, match="there is no file with a name ending in"):
+        load_file("out")
+    Path("out", "corpus.json").rename("stories/corpus.json")  # of somebody else
+    assert load_file("stories").sha256
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_a_byte_pair_encoding_is_learned_from_the_training_part_of_a_text_alone(
     assert learned(TEXT + "zq" * len(TEXT)) != learned(TEXT + "qz" * len(TEXT))
 
 
-LINES = st.text(st.sampled_from("ab \n\t\r\x03'é詩\u2028"), max_size=60)
+LINES = st.text(st.sampled_from("ab \n\t\r\x03'é詩\u2028\u3000\x1c!"), max_size=60)
 
 
 @pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, METASPACE, LEARNED], ids=["byte level", "metaspace", "learned"])
@@ -87,6 +87,16 @@ def test_a_text_in_pieces_has_the_tokens_of_the_whole(tokenizer, text, cuts):
     with mock.patch.object(subwords, "GROUP", 3), mock.patch.object(subwords, "GROUPS", 2):
         ids = [token for chunk in tokenizer.encode_chunks(pieces) for token in chunk.tolist()]
     assert ids == library.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("between", ["\n", " ", "\u3000", "\x03"])
+def test_a_text_is_encoded_in_groups_whatever_stands_between_its_words(between):
+    text = between.join(["wordswithoutanything"] * 1000)
+    groups = list(subwords._groups([text[:777], text[777:]], subwords.WORD_OR_DOCUMENT_END))
+    assert "".join(groups) == text
+    assert max(map(len, groups)) < subwords.GROUP + 21
+    assert LEARNED._cut == subwords.WORD_OR_DOCUMENT_END
+    assert (BYTE_LEVEL._cut, METASPACE._cut) == (subwords.WORD_END, None)
 
 
 @given(text=LINES, cuts=st.lists(st.integers(0, 60)))
