@@ -199,6 +199,8 @@ def _document(line: bytes, field: str, source: str) -> str:
     if not isinstance(text, str):
         names = ", ".join(sorted(name for name, value in fields.items() if isinstance(value, str)))
         raise DataError(f"{source} has no text in data.field={shown(field)}; it has text in: {shown(names or 'none')}")
+    if text.isascii() and "\r" not in text and "\0" not in text:
+        return text
     try:
         return clean_text(text.encode(), source)
     except UnicodeEncodeError:
