@@ -138,7 +138,11 @@ def options_page() -> str:
         ("export", ExportConfig),
         ("import", importlib.import_module("babyjax.import").ImportConfig),
     ):
-        lines += [f"## babyjax {title}", "", *options_table(options), ""]
+        table = options_table(options)
+        for field in options.model_fields.values():
+            if isinstance(field.default, Options):
+                table += options_table(type(field.default))[2:]
+        lines += [f"## babyjax {title}", "", *table, ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -2,6 +2,7 @@ import gzip
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -198,6 +199,21 @@ def test_a_pipe_is_read_once(folder, name):
     writer.start()
     assert isinstance(load_file(name), Corpus)
     writer.join()
+
+
+def test_ctrl_c_where_it_ends_a_command_at_once_still_removes_what_is_half_written(folder):
+    def interrupt(what, share):
+        if what == "encoding stories":
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # as commands have it before training
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            prepare(folder / "out", "stories", progress=interrupt)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [path.name for path in folder.iterdir()] == ["stories"]
 
 
 def test_what_is_interrupted_leaves_nothing(folder, monkeypatch):

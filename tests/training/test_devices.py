@@ -54,32 +54,40 @@ def test_a_share_of_a_state_is_counted_in_bytes():
 
 STEP = """
 import sys
+from dataclasses import replace
 import jax, numpy as np
 import babyjax
 from babyjax.training import gradient
 
 options = ["model=babygpt-v9-layernorm", "model.n_embd=128", "model.n_head=8", "train.batch_size=8", "train.steps=3"]
 sizes, losses = {}, {}
-for kind in ("data", "fsdp"):
+for kind, on_disk in (("data", False), ("fsdp", False), ("fsdp", True), ("data", True)):
     programs = []
     compiled = gradient._compiled
     gradient._compiled = lambda *arguments: programs.append(compiled(*arguments)) or programs[-1]
     config = babyjax.load_config([*options, "data=synthetic", "data.length=2000", f"train.mesh={kind}"])
-    trainer = babyjax.make_trainer(config, babyjax.load_task(config))
-    losses[kind] = np.concatenate([event.train_losses for event in trainer.run(trainer.init())])
+    task = babyjax.load_task(config)
+    if on_disk:
+        gradient.ON_DEVICE = 0
+        task.split.train.astype(np.uint8).tofile(sys.argv[1])
+        task = replace(task, split=task.split._replace(train=np.memmap(sys.argv[1], np.uint8, "r")))
+    trainer = babyjax.make_trainer(config, task)
+    assert trainer._from_file == on_disk
+    losses[kind, on_disk] = np.concatenate([event.train_losses for event in trainer.run(trainer.init())])
     gradient._compiled = compiled
-    sizes[kind] = programs[0].memory_analysis().argument_size_in_bytes
+    sizes.setdefault(kind, programs[0].memory_analysis().argument_size_in_bytes)
     gathered = programs[0].as_text().count(" all-gather(")
     assert bool(gathered) == (kind == "fsdp"), gathered
-np.testing.assert_allclose(losses["data"], losses["fsdp"], rtol=1e-5)
+for found in losses.values():
+    np.testing.assert_allclose(found, losses["data", False], rtol=1e-5)
 print(sizes["data"] / sizes["fsdp"])
 """
 
 
 @pytest.mark.slow
-def test_split_states_take_a_share_of_the_memory_and_train_alike():
+def test_split_states_take_a_share_of_the_memory_and_train_alike_from_memory_and_from_a_file(tmp_path):
     ran = subprocess.run(
-        [sys.executable, "-c", STEP],
+        [sys.executable, "-c", STEP, str(tmp_path / "tokens.bin")],
         env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
         capture_output=True,
         text=True,
