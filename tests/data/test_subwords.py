@@ -5,7 +5,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from babyjax.data import subwords
@@ -49,6 +49,8 @@ def metaspace() -> SubwordTokenizer:
     return SubwordTokenizer.read(tokenizer.to_str())
 
 
+# With tokens of several spaces and line ends, of "n't" and of "!!", which show where words are cut.
+SPACED = SubwordTokenizer.fit("a   don't\n\n\n  we're !!'s ..  11\t\t\x03" * 30, 300)
 BYTE_LEVEL, METASPACE, LEARNED = byte_level(), metaspace(), SubwordTokenizer.fit(TEXT, 270)
 
 
@@ -79,8 +81,11 @@ def test_a_byte_pair_encoding_is_learned_from_the_training_part_of_a_text_alone(
 LINES = st.text(st.sampled_from("ab \n\t\r\x03'é詩\u2028\u3000\x1c!"), max_size=60)
 
 
-@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, METASPACE, LEARNED], ids=["byte level", "metaspace", "learned"])
+@pytest.mark.parametrize("tokenizer", [METASPACE, SPACED], ids=["metaspace", "spaced"])
+@settings(max_examples=100)
 @given(text=LINES, cuts=st.lists(st.integers(0, 60)))
+@example(text="aaa   bbb   aaa   bbb" * 3, cuts=[])
+@example(text="aa    bbb", cuts=[6])
 def test_a_text_in_pieces_has_the_tokens_of_the_whole(tokenizer, text, cuts):
     library = tokenizers.Tokenizer.from_str(tokenizer.content)
     pieces = [text[start:end] for start, end in pairwise([0, *sorted(cuts), len(text)])]
@@ -90,17 +95,24 @@ def test_a_text_in_pieces_has_the_tokens_of_the_whole(tokenizer, text, cuts):
 
 
 WESTERN = st.text(
-    st.one_of(st.sampled_from("'sdmtrvel \n\t\x03.1"), st.sampled_from(list(map(chr, subwords.WESTERN)))), max_size=40
+    st.one_of(st.sampled_from("'sdmtrvel   \n\n\t\x03.1!"), st.sampled_from(list(map(chr, subwords.WESTERN)))),
+    max_size=40,
 )
 
 
-@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, LEARNED], ids=["byte level", "learned"])
 @settings(max_examples=200)
 @given(text=WESTERN)
-def test_words_that_are_looked_up_have_the_tokens_of_the_library(tokenizer, text):
-    library = tokenizers.Tokenizer.from_str(tokenizer.content)
-    assert tokenizer._rule.words_of(text) is not None
-    assert tokenizer.encode(text).tolist() == library.encode(text, add_special_tokens=False).ids
+@example("don't I'm it's we'll I'd we've you're  \x03 a   b\n\n\nc \t\x03\xa0\x85 d!? 12a\x1c 1²é")
+def test_words_are_those_of_the_library(text):
+    rule = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    documents = [
+        [document[start:end] for _, (start, end) in rule.pre_tokenize_str(document)] for document in text.split("\x03")
+    ]
+    expected = documents[0] + [word for document in documents[1:] for word in ["\x03", *document]]
+    assert SPACED._rule
+    assert SPACED._rule.words_of(text) == expected
+    library = tokenizers.Tokenizer.from_str(SPACED.content)
+    assert SPACED.encode(text).tolist() == library.encode(text, add_special_tokens=False).ids
 
 
 def test_an_added_token_is_left_to_the_library():
