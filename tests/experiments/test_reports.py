@@ -14,7 +14,7 @@ from babyjax import load_corpus
 from experiments.record import run_experiment
 
 HERE = Path(__file__).parents[2] / "experiments"
-PICTURES = {"growth": None, "rank_frontier": "frontier.svg", "ngram": "ngram.svg"}
+PICTURES = {"growth": None, "rank_frontier": "frontier.svg", "ngram": "ngram.svg", "corpora": None}
 
 
 def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,8 +33,8 @@ def test_what_is_written_is_on_record(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", mostly_slow(PICTURES, "rank_frontier"))
 def test_it_runs_from_measuring_to_reporting(name, tmp_path, monkeypatch, capsys):
-    if name == "ngram":
-        pytest.importorskip("pyppmd")
+    for package in {"ngram": ("pyppmd",), "corpora": ("torch", "tokenizers")}.get(name, ()):
+        pytest.importorskip(package)
     path = tmp_path / "text.txt"
     path.write_text(load_corpus("synthetic", states=4, length=600).text, encoding="utf-8")
     run(name, str(path), "--quick", "--out", str(tmp_path / "out"), monkeypatch=monkeypatch)
@@ -50,6 +50,22 @@ def test_a_report_is_that_of_its_record(name, tmp_path):
     results = json.loads((HERE / name / "results.json").read_text(encoding="utf-8"))
     import_module(f"experiments.{name}.{'__main__' if name == 'huggingface' else 'report'}").report(results, tmp_path)
     assert (tmp_path / "results.md").read_text(encoding="utf-8") == (HERE / name / "results.md").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_stories_are_told_by_the_commands(tmp_path, monkeypatch):
+    stories = import_module("experiments.corpora.stories")
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(["ROMEO:\nAnd so it goes,", "JULIET:\nand goes again."] * 400), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["stories", str(path), "--steps", "2", "--out", str(tmp_path)])
+    stories.main()
+    assert "ROMEO:" in json.loads((tmp_path / "stories.json").read_text(encoding="utf-8"))["story"]
+
+
+def test_the_report_of_stories_is_that_of_its_record(tmp_path):
+    stories, here = import_module("experiments.corpora.stories"), HERE / "corpora"
+    stories.report(json.loads((here / "stories.json").read_text(encoding="utf-8")), tmp_path)
+    assert (tmp_path / "stories.md").read_text(encoding="utf-8") == (here / "stories.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
