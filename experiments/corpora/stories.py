@@ -17,7 +17,7 @@ from experiments.corpora.__main__ import documents
 from experiments.record import Results, origin, provenance, write_json
 
 OPTIONS = ("data.tokenizer=bpe", "data.vocab_size=4096")
-STEPS = 2900
+STEPS = 1500
 TEXT = """\
 # A model of stories
 
