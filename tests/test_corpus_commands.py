@@ -93,6 +93,7 @@ def test_a_text_that_has_moved_is_found_where_it_is_said_to_be(done, call, evalu
     assert ("stories: " in card, "Counting alone" in card) == (True, False)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_its_text_has_moved(done, evaluated, stories):
     done("train", STORIES, *TINY, "run_dir=run")
     stories.rename("elsewhere")
@@ -117,6 +118,7 @@ def test_a_run_in_memory_goes_on_when_its_text_is_prepared_and_the_other_way_rou
     assert not Path("memory/corpus.txt").exists()
 
 
+@pytest.mark.slow
 def test_damaged_tokens_are_not_scored(done, call, stories):
     done("prepare", STORIES, "out=here", "data.tokenizer=byte")
     done("train", "data.path=here", "data.tokenizer=byte", *TINY, "run_dir=run")
@@ -136,6 +138,7 @@ def test_counting_models_learn_a_byte_pair_encoding(done, evaluated, stories, mo
     assert found["splits"]["val"]["nats_per_token"] < 0.5 * math.log(found["vocab_size"])
 
 
+@pytest.mark.slow
 def test_prepared_texts_are_compared_mixed_and_swept(done, evaluated, stories):
     done("train", STORIES, *TINY, "run_dir=network", "model=babygpt-v2-position")
     done("train", STORIES, "model=ngram", "run_dir=ngram")
