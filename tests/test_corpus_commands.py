@@ -101,6 +101,7 @@ def test_a_run_goes_on_after_its_text_has_moved(done, evaluated, stories):
     assert evaluated("run")["corpus"] == "elsewhere"
 
 
+@pytest.mark.slow
 def test_a_run_in_memory_goes_on_when_its_text_is_prepared_and_the_other_way_round(
     done, evaluated, stories, monkeypatch
 ):
