@@ -90,7 +90,7 @@ data = [f"data.path={text_file}"] if text_file else []
 config = babyjax.load_config(["model=babygpt", f"train.steps={steps}", *data])
 task = babyjax.load_task(config)
 vocab_size, tokens = task.tokenizer.vocab_size, task.split.train
-print(f"{len(task.corpus.text):,} characters, V = {vocab_size:,}, entropy {task.entropy:.4f} nats per character")
+print(f"{task.corpus.characters:,} characters, V = {vocab_size:,}, entropy {task.entropy:.4f} nats per character")
 
 # %% [markdown]
 # ## Count

@@ -158,6 +158,8 @@ def trained(path: str, folder: str, steps: str) -> Results:
         )
         seconds = time.perf_counter() - start
     babyjax.ngram_baseline(task.split, task.tokenizer.vocab_size)
+    assert event is not None, "a new run has a last event"
+    assert event.losses is not None, "a last event has losses"
     return {"tokens": len(task.split.train), "training": seconds, "val": event.losses["val"].per_token}
 
 

@@ -164,7 +164,7 @@ def measure(path: str, quick: bool) -> dict[str, Any]:
         "tokens": [len(part) for part in text.split],
         "chosen_order": choose_order(text.split.train, text.vocab_size),
         "orders": by_order,
-        "ppmd": ppmd(text.task.corpus.text),
+        "ppmd": ppmd(babyjax.read_corpus(path).text),
         "steps": steps,
         "networks": [nats.mean() for nats in networks],
         "mixtures": mixtures(text, networks, [(best, False), (best, True), (best + 1, True)]),

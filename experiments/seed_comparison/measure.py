@@ -205,7 +205,7 @@ def measure(config: Config, effort: Effort, say: Callable[[str], None]) -> dict[
         "corpus": {
             "name": corpus.name,
             "sha256": corpus.sha256,
-            "characters": len(corpus.text),
+            "characters": corpus.characters,
             "vocab_size": study.vocab_size,
             "entropy": study.task.entropy,
         },
