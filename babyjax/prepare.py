@@ -4,7 +4,7 @@ import time
 
 from babyjax.cli import command_line, describe, run_command, show
 from babyjax.config import DataConfig, Options, option
-from babyjax.data.prepared import PreparedCorpus, cache_folder, prepare, prepare_once
+from babyjax.data.prepared import PreparedCorpus, cache_folder, prepare_corpus, prepare_once
 from babyjax.errors import ConfigError, DataError
 from babyjax.files import user_path
 from babyjax.options import read_options
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     )
     if folder is None:
         raise ConfigError("there is no cache folder for this user; give out=FOLDER")
-    write = prepare if config.out else prepare_once
+    write = prepare_corpus if config.out else prepare_once
     start, screen = time.perf_counter(), Screen()
     update = screen.bar(0, 100)
     try:

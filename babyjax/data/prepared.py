@@ -206,12 +206,12 @@ def prepare_once(
             for left in folder.parent.iterdir():
                 if left == folder or is_temporary(left):  # damaged, or left by a process that was killed
                     shutil.rmtree(left)
-            return prepare(folder, path, field, tokenizer, vocab_size, progress)
+            return prepare_corpus(folder, path, field, tokenizer, vocab_size, progress)
     except OSError as error:
         raise DataError(f"cannot write in {folder.parent}: {error.strerror or error}") from None
 
 
-def prepare(
+def prepare_corpus(
     folder: Path,
     path: str,
     field: str = "text",

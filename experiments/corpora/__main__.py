@@ -69,13 +69,13 @@ def take_turns(sides: dict[str, tuple[str, ...]], rounds: int) -> Results:
 
 def prepared(path: str, folder: str, tokenizer: str) -> Results:
     """Prepare a text."""
-    corpus = babyjax.prepare(Path(folder, str(time.time_ns())), path, tokenizer=tokenizer)
+    corpus = babyjax.prepare_corpus(Path(folder, str(time.time_ns())), path, tokenizer=tokenizer)
     return {"tokens": len(corpus.tokens)}
 
 
 def counted(path: str, folder: str, tokenizer: str) -> Results:
     """Prepare a text and count its pairs."""
-    corpus = babyjax.prepare(Path(folder, str(time.time_ns())), path, tokenizer=tokenizer)
+    corpus = babyjax.prepare_corpus(Path(folder, str(time.time_ns())), path, tokenizer=tokenizer)
     pairs = babyjax.PairCounts.from_split(babyjax.split_tokens(corpus.tokens), corpus.tokenizer.vocab_size)
     return {"tokens": len(corpus.tokens), "pairs": len(pairs.current)}
 
@@ -211,7 +211,7 @@ def measure(path: str, quick: bool) -> Results:
         for size, kind in ((SMALL, "small"), (HUGE, "huge")):
             corpus = repeated(text, size * scale, work / f"{kind}.txt")
             start = time.perf_counter()
-            babyjax.prepare(work / kind, str(corpus))
+            babyjax.prepare_corpus(work / kind, str(corpus))
             results[f"preparing {kind}"] = {"seconds": time.perf_counter() - start, "bytes": corpus.stat().st_size}
             corpus.unlink()
             in_a_process("trained", str(work / kind), name, steps)  # counts the pairs, and warms up

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from babyjax import CharTokenizer, PairCounts, Split, batch_at, count_matrix, count_windows, split_tokens
 from babyjax.counts import pairs as pairs_module
 from babyjax.data import batches
-from babyjax.data.prepared import prepare
+from babyjax.data.prepared import prepare_corpus
 from babyjax.errors import CountError, DataError, TokenError
 
 V = 6
@@ -85,7 +85,7 @@ def test_pair_counts_are_kept_in_a_file(rng, tmp_path):
 
 def test_the_folder_of_a_prepared_corpus_keeps_its_pair_counts(tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("to be or not to be " * 9)
-    corpus = prepare(tmp_path / "out", str(tmp_path / "text.txt"))
+    corpus = prepare_corpus(tmp_path / "out", str(tmp_path / "text.txt"))
     split = split_tokens(corpus.tokens)
     first = PairCounts.of_corpus(corpus, split, 7)
     assert_equal(first, PairCounts.from_split(split, 7))

@@ -18,7 +18,7 @@ from babyjax.data import prepared
 from babyjax.data.batches import is_mapped, split_tokens
 from babyjax.data.corpus import Corpus, read_corpus
 from babyjax.data.documents import clean_text, cleaned
-from babyjax.data.prepared import PreparedCorpus, cache_folder, load_file, open_prepared, prepare
+from babyjax.data.prepared import PreparedCorpus, cache_folder, load_file, open_prepared, prepare_corpus
 from babyjax.data.tokenizer import ByteTokenizer, CharTokenizer, make_tokenizer
 from babyjax.errors import DataError, TokenError
 from babyjax.files import is_temporary, open_appending, take_lock
@@ -114,7 +114,7 @@ def test_a_small_text_is_read_into_memory_unless_it_is_prepared(folder, monkeypa
 
 
 def test_a_folder_can_be_moved_and_is_itself_a_path(folder):
-    prepare(folder / "here", "stories", tokenizer="byte").check()
+    prepare_corpus(folder / "here", "stories", tokenizer="byte").check()
     Path("here").rename("there")
     corpus = load_file("there", tokenizer="byte")
     np.testing.assert_array_equal(corpus.encode(ByteTokenizer()), ByteTokenizer().encode(TEXT))
@@ -123,14 +123,14 @@ def test_a_folder_can_be_moved_and_is_itself_a_path(folder):
     with pytest.raises(DataError, match="was prepared with another tokenizer"):
         corpus.encode(CharTokenizer.fit(TEXT))
     Path("own.json").write_text(CharTokenizer.fit(TEXT).to_json())
-    prepare(folder / "again", "stories", tokenizer="own.json")
+    prepare_corpus(folder / "again", "stories", tokenizer="own.json")
     np.testing.assert_array_equal(load_file("again", tokenizer="own.json").tokens, CharTokenizer.fit(TEXT).encode(TEXT))
     with pytest.raises(DataError, match=r"give data\.tokenizer=.*again/tokenizer\.json"):
         load_file("again")
     with pytest.raises(DataError, match="is not an empty folder"):
-        prepare(folder / "again", "stories")
+        prepare_corpus(folder / "again", "stories")
     with pytest.raises(DataError, match="again is a prepared corpus already"):
-        prepare(folder / "more", "again")
+        prepare_corpus(folder / "more", "again")
 
 
 def test_the_training_split_is_a_corpus_of_its_own(folder):
@@ -195,7 +195,7 @@ def test_a_pipe_is_read_once(folder, name):
     data = b'{"text": "a"}\n' * 2000
     writer = threading.Thread(target=lambda: Path(name).write_bytes(data))
     with pytest.raises(DataError, match=r"cannot be read twice, as a pipe; save the text to a file first"):
-        prepare(folder / "out", name)
+        prepare_corpus(folder / "out", name)
     writer.start()
     assert isinstance(load_file(name), Corpus)
     writer.join()
@@ -209,7 +209,7 @@ def test_ctrl_c_where_it_ends_a_command_at_once_still_removes_what_is_half_writt
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # as commands have it before training
     try:
         with pytest.raises(KeyboardInterrupt):
-            prepare(folder / "out", "stories", progress=interrupt)
+            prepare_corpus(folder / "out", "stories", progress=interrupt)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGINT, before)
@@ -222,17 +222,17 @@ def test_what_is_interrupted_leaves_nothing(folder, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(folder / "out", "stories", progress=interrupt)
+        prepare_corpus(folder / "out", "stories", progress=interrupt)
     Path("few.json").write_text(CharTokenizer("\x03\n .acehmnost").to_json())
     with pytest.raises(TokenError, match=r"character '詩' \(U\+8A69\) at position 25 is not"):
-        prepare(folder / "out", "stories", tokenizer="few.json")
+        prepare_corpus(folder / "out", "stories", tokenizer="few.json")
 
     def fill_the_disk(path, content):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(prepared, "replace_file", fill_the_disk)
     with pytest.raises(DataError, match=r"cannot write .*out: No space left on device"):
-        prepare(folder / "out", "stories")
+        prepare_corpus(folder / "out", "stories")
     assert sorted(path.name for path in folder.iterdir()) == ["few.json", "stories"]
 
 
@@ -283,14 +283,14 @@ def fields(**changes):
     ids=range(13),
 )
 def test_a_damaged_corpus_is_named(folder, name, change, sentence):
-    prepare(folder / "out", "stories")
+    prepare_corpus(folder / "out", "stories")
     damage(name, change)
     with pytest.raises(DataError, match=sentence):
         open_prepared("out").check()
 
 
 def test_a_corpus_without_one_of_its_files_is_named(folder):
-    prepare(folder / "out", "stories")
+    prepare_corpus(folder / "out", "stories")
     Path("out", "tokenizer.json").unlink()
     with pytest.raises(DataError, match="No such file"):
         load_file("out")
