@@ -2,13 +2,12 @@
 
 import time
 
+import babyjax
 from babyjax.cli import command_line, describe, run_command, show
 from babyjax.config import DataConfig, Options, option
-from babyjax.data.prepared import PreparedCorpus, cache_folder, prepare_corpus, prepare_once
 from babyjax.errors import ConfigError, DataError
 from babyjax.files import user_path
 from babyjax.options import read_options
-from babyjax.sinks.console import Screen
 from babyjax.text import duration
 
 
@@ -40,12 +39,12 @@ def main(argv: list[str]) -> None:
     folder = (
         user_path(config.out, DataError)
         if config.out
-        else cache_folder(data.path, data.field, data.tokenizer, data.vocab_size)
+        else babyjax.cache_folder(data.path, data.field, data.tokenizer, data.vocab_size)
     )
     if folder is None:
         raise ConfigError("there is no cache folder for this user; give out=FOLDER")
-    write = prepare_corpus if config.out else prepare_once
-    start, screen = time.perf_counter(), Screen()
+    write = babyjax.prepare_corpus if config.out else babyjax.prepare_once
+    start, screen = time.perf_counter(), babyjax.Screen()
     update = screen.bar(0, 100)
     try:
         corpus = write(
@@ -61,7 +60,7 @@ def main(argv: list[str]) -> None:
     show(_said(config, corpus, time.perf_counter() - start))
 
 
-def _said(config: PrepareConfig, corpus: PreparedCorpus, seconds: float) -> str:
+def _said(config: PrepareConfig, corpus: "babyjax.PreparedCorpus", seconds: float) -> str:
     what, data = corpus.description, config.data
     where = f"data.path={config.out or data.path}"
     tokenizer = [f"data.tokenizer={data.tokenizer}"] * (data.tokenizer != "char")

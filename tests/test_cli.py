@@ -190,6 +190,7 @@ def test_help_and_typos_start_neither_jax_nor_numpy():
         "sys.exit(str({'jax', 'numpy', 'scipy', 'rich'} & set(sys.modules)))"
     )
     lines = ["", "train --help", "train model=babygtp", "evaluate --help", "sample -h", "sample", "train train.steps=0"]
+    lines += ["prepare --help", "prepare data.pth=x", "prepare"]
     assert python("-c", program, *lines).stderr.splitlines()[-1] == "set()"
 
 

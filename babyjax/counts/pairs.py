@@ -160,9 +160,9 @@ def _count_segments(tokens: Integer[np.ndarray, " L"], vocab_size: int) -> list[
     """Count the pairs of each contiguous segment of a text."""
     pairs = max(len(tokens) - 1, 0)
     number = segments_of(pairs)
-    first = _count(tokens[: -(-pairs // number) + 1], vocab_size)
-    if number * len(first[0]) > MAX_ENTRIES:
-        number = max(LEAST_SEGMENTS, MAX_ENTRIES // len(first[0]))
+    if min(pairs, number * vocab_size**2) > MAX_ENTRIES:  # there may be as many
+        distinct = len(_count(tokens[: pairs // number], vocab_size)[0])
+        number = min(number, max(LEAST_SEGMENTS, MAX_ENTRIES // distinct))
     length, longer = divmod(pairs, number)  # the first are longer by one
     bounds = [length * index + min(index, longer) for index in range(number + 1)]
     return [_count(tokens[start : end + 1], vocab_size) for start, end in pairwise(bounds)]

@@ -83,12 +83,12 @@ def size_of(path: str | os.PathLike[str], gzipped: int = 1) -> int:
 
     Raises: DataError if there is no such file.
     """
-    sizes = ((file.stat().st_size, file.suffix.lower() == ".gz") for file in files_of(path) if file.is_file())
-    return sum(size * (gzipped if small else 1) for size, small in sizes)
+    files = filter(Path.is_file, files_of(path))
+    return sum(file.stat().st_size * (gzipped if file.suffix.lower() == ".gz" else 1) for file in files)
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """Return a path or pattern as it is written from anywhere."""
+    """Return a path or pattern that means the same in every working directory."""
     path = os.path.expanduser(path)
     if _is_pattern(path) and not os.path.isabs(path):
         return os.path.join(glob.escape(os.getcwd()), path)

@@ -176,17 +176,17 @@ def cache_folder(path: str, field: str, tokenizer: str, vocab_size: int | None) 
         ]
     except OSError as error:
         raise DataError(f"cannot read {shown(path)}: {error.strerror}") from None
-    content = _tokenizer_key(tokenizer, vocab_size)
-    key = hashlib.sha256(json.dumps([1, files, field, content]).encode()).hexdigest()[:16]
+    choice = _choice(tokenizer, vocab_size)
+    content = read_tokenizer(tokenizer_file(tokenizer)).to_json() if choice[0] == "file" else ""
+    key = hashlib.sha256(json.dumps([1, files, field, choice, content]).encode()).hexdigest()[:16]
     return cache / "corpora" / key / corpus_name(path)
 
 
-def _tokenizer_key(tokenizer: str, vocab_size: int | None) -> list[Any]:
+def _choice(tokenizer: str, vocab_size: int | None) -> tuple[str, int | None]:
+    """Return the options of a tokenizer as a `Description` has them."""
     if tokenizer == "bpe":
-        return [tokenizer, vocab_size or BPE_TOKENS]
-    if tokenizer in ("char", "byte"):
-        return [tokenizer]
-    return ["file", hashlib.sha256(read_tokenizer(tokenizer_file(tokenizer)).to_json().encode()).hexdigest()]
+        return tokenizer, vocab_size or BPE_TOKENS
+    return (tokenizer if tokenizer in ("char", "byte") else "file"), None
 
 
 def prepare_once(
@@ -245,15 +245,15 @@ def prepare_corpus(
                     digest.update(data)
                     tokens += len(ids)
             train = len(split_tokens(np.broadcast_to(0, tokens)).train)
-            content = found.to_json()
+            content, (kind, learned) = found.to_json(), _choice(tokenizer, vocab_size)
             description = Description(
                 name=name,
                 sha256=text.digest.hexdigest(),
                 characters=text.characters,
                 bytes=text.bytes,
                 documents=text.documents,
-                tokenizer=tokenizer if tokenizer in ("char", "byte", "bpe") else "file",
-                vocab_size=(vocab_size or BPE_TOKENS) if tokenizer == "bpe" else None,
+                tokenizer=kind,
+                vocab_size=learned,
                 tokenizer_sha256=hashlib.sha256(content.encode()).hexdigest(),
                 dtype=dtype,
                 tokens=tokens,
@@ -316,14 +316,11 @@ def open_prepared(path: str | Path) -> PreparedCorpus:
 
 def _with_options(corpus: PreparedCorpus, tokenizer: str, vocab_size: int | None) -> PreparedCorpus:
     """Raises: DataError if a corpus was prepared with another tokenizer than that of the options."""
-    was = corpus.description
-    if tokenizer in ("char", "byte", "bpe"):
-        same = (was.tokenizer, was.vocab_size) == (
-            tokenizer,
-            (vocab_size or BPE_TOKENS) if tokenizer == "bpe" else None,
-        )
-    else:
+    was, choice = corpus.description, _choice(tokenizer, vocab_size)
+    if choice[0] == "file":
         same = read_tokenizer(tokenizer_file(tokenizer)) == corpus.tokenizer
+    else:
+        same = (was.tokenizer, was.vocab_size) == choice
     if not same:
         size = f" data.vocab_size={was.vocab_size}" if was.vocab_size else ""
         which = str(Path(corpus.path, FILE)) if was.tokenizer == "file" else was.tokenizer

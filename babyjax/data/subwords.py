@@ -20,8 +20,8 @@ from babyjax.errors import BabyjaxError, TokenError
 from babyjax.text import shown
 
 MAX_TOKENS = 1 << 24
-# Characters of the pieces that a text is encoded in, how many at once, and words whose tokens are remembered. Looking
-# words up is some times faster than the library, which would find them with a slower engine for rules.
+# A text is encoded in pieces of about this many characters, this many at a time. The tokens of this many words are
+# kept: looking them up is faster than encoding every word again.
 GROUP, GROUPS, MAX_WORDS = 2000, 500, 1 << 20
 # Letters, digits and punctuation whose kind no version of Unicode has changed, and the whitespace among them.
 WESTERN = (*range(0x250), *range(0x2010, 0x2028), 0x20AC)
@@ -43,7 +43,9 @@ def _import() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise BabyjaxError("this tokenizer needs the extra hf: pip install 'babyjax[hf]'") from None
+        raise BabyjaxError(
+            "this tokenizer needs the extra hf: pip install 'babyjax[hf]', or -e '.[hf]' in a checkout"
+        ) from None
     return tokenizers
 
 
@@ -177,7 +179,7 @@ class SubwordTokenizer:
     def encode_chunks(self, chunks: Iterable[str]) -> Iterator[Ids]:
         """Encode a text that comes in pieces, or the whole at once if it cannot be cut. Raises: as `encode` does."""
         if (rule := self._rule) is None:
-            yield self._encode_all([("".join(chunks))])[0]
+            yield self._encode_all(["".join(chunks)])[0]
             return
         known: dict[str, list[int]] = {}
         groups = _groups(chunks, rule.cut)

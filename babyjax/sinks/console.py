@@ -49,12 +49,18 @@ class _Guarded(io.TextIOBase):
             discard(self._stream)
 
 
+class _Console(Console):
+    def show_cursor(self, show: bool = True) -> bool:
+        """Never hide it: a command that a signal ends at once could not show it again."""
+        return False
+
+
 class Screen:
     """Prints lines as they are, and a live line below them on a terminal: standard output, or standard error."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         self._stream = _Guarded(sys.stderr if stderr else sys.stdout)
-        self._console = Console(file=cast(TextIO, self._stream))
+        self._console = _Console(file=cast(TextIO, self._stream))
         self._live: Progress | None = None
 
     @property

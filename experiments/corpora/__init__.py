@@ -1,1 +1,1 @@
-"""Texts larger than memory: what preparing, counting, reading and training on them costs, and who does it faster."""
+"""What preparing, counting, reading and training on texts larger than memory costs."""
