@@ -369,6 +369,34 @@ class CheckpointConfig(Options):
     keep: int = size(2, "recent checkpoints to keep (the best is always kept)", free=True)
 
 
+class ProcessesConfig(Options):
+    """Which of the processes that train together this one is."""
+
+    group: ClassVar[str] = "distributed"
+    coordinator: str | None = option(None, "HOST:PORT at which process 0 can be reached", free=True)
+    processes: int | None = option(None, "processes that train together", free=True, ge=1, le=1e6)
+    process: int | None = option(None, "which of them this one is, from 0", free=True, ge=0, lt=1e6)
+
+    @model_validator(mode="after")
+    def _complete(self) -> "ProcessesConfig":
+        given = self.coordinator is not None, self.processes is not None, self.process is not None
+        if any(given) and not all(given):
+            raise ConfigError(
+                "distributed.coordinator=HOST:PORT, distributed.processes= and distributed.process= belong together; "
+                "give all three"
+            )
+        if self.coordinator is not None:
+            host, _, port = self.coordinator.rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+                raise ConfigError(f"distributed.coordinator={shown(self.coordinator)} is not HOST:PORT")
+        if self.process is not None and self.processes is not None and self.process >= self.processes:
+            raise ConfigError(
+                f"distributed.process={self.process} is not one of distributed.processes={self.processes}, which count "
+                "from 0"
+            )
+        return self
+
+
 class Choices(Options):
     """The preset of each group."""
 
@@ -388,6 +416,8 @@ class Config(Options):
     optimizer: OptimizerConfig = AdamWConfig()
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    processes: ProcessesConfig = ProcessesConfig()
+    distributed: Literal["none", "auto"] = option("none", "auto: join the processes of a cluster's job", free=True)
     log: Literal["none", "tensorboard", "wandb"] = option("none", "also log to TensorBoard or wandb", free=True)
     run_dir: str = option("", "run directory", free=True)
     overwrite: bool = option(False, "replace an existing run", free=True)
@@ -404,7 +434,17 @@ class Config(Options):
             raise ConfigError(f"train.seeds={self.train.seeds} needs a model that a seed changes, not {names.model}")
         if self.train.grow_from and names.trainer != "sgd":
             raise ConfigError(f"train.grow_from= is for trainer=sgd, not trainer={names.trainer}")
+        if self.distributed == "auto" and self.processes.coordinator:
+            raise ConfigError("distributed=auto finds the coordinator itself; leave out distributed.coordinator=")
+        if self.is_distributed and (names.trainer != "sgd" or self.train.seeds > 1):
+            what = f"trainer={names.trainer}" if names.trainer != "sgd" else f"train.seeds={self.train.seeds}"
+            raise ConfigError(f"{what} runs in one process; only trainer=sgd with one seed is distributed")
         return self
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether this process trains together with others."""
+        return self.distributed == "auto" or self.processes.coordinator is not None
 
     @property
     def seeded(self) -> bool:

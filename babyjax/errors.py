@@ -33,6 +33,10 @@ class CheckpointError(RunError):
     """The checkpoint cannot be written, or was changed after it was written."""
 
 
+class ProcessError(BabyjaxError):
+    """The processes that train together did not find each other."""
+
+
 class DivergenceError(BabyjaxError):
     """The loss or a parameter became NaN or infinite."""
 

@@ -28,6 +28,8 @@ from babyjax.recipes import PRESETS, expand
 from babyjax.text import shown
 
 GROUPS = tuple(Choices.model_fields)
+# Options that say where a run is and by which processes it is trained, and not what it is.
+OF_PLACE = ("run_dir", "overwrite", "distributed", "processes")
 # Limits of an options file: it is written by hand.
 MAX_FILE, MAX_DEPTH = 1 << 16, 4
 
@@ -225,14 +227,14 @@ def arguments_of(config: Config) -> dict[str, Any]:
         key: value for key, value, _ in options_of(load_config([f"{key}={value}" for key, value in given.items()]))
     }
     for key, value, _ in options_of(config):
-        if key not in ("run_dir", "overwrite") and value != implied[key]:
+        if key.partition(".")[0] not in OF_PLACE and value != implied[key]:
             given[key] = "" if value is None else value
     return given
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
-    """A config as nested dictionaries of JSON values, without where the run is."""
-    return config.model_dump(exclude={"run_dir", "overwrite"}, serialize_as_any=True)
+    """A config as nested dictionaries of JSON values, without the options `OF_PLACE`."""
+    return config.model_dump(exclude=set(OF_PLACE), serialize_as_any=True)
 
 
 def config_from_dict(values: Any) -> Config:

@@ -19,6 +19,7 @@ from babyjax.evaluation.comparison import Interval
 from babyjax.files import finite_json, is_temporary, replace_file
 from babyjax.models.grow import grow
 from babyjax.options import config_to_dict
+from babyjax.processes import highest, leads
 from babyjax.runs.directory import load_run, run_folder
 from babyjax.runs.manifest import NAME
 from babyjax.runs.run import RESULT, Run
@@ -83,7 +84,9 @@ def train_side_by_side(jobs: Sequence[Job], log: Log | None, screen: Screen, con
     shows = [console(step, trainer.total_steps), *[None] * (len(jobs) - 1)]
     with ExitStack() as stack:
         sinks = [
-            stack.enter_context(open_sinks(show, log, job.run.folder, step, config_to_dict(job.config)))
+            stack.enter_context(
+                open_sinks(show, log if leads() else None, job.run.folder, step, config_to_dict(job.config))
+            )
             for job, show in zip(jobs, shows, strict=True)
         ]
         events, received = _record(chain([events], rows), jobs, sinks)
@@ -99,7 +102,7 @@ def _record(
 
     Returns the last row, and the signal's number or 0.
     """
-    events, interval = (), jobs[0].config.train.eval_interval
+    events, signal, interval = (), 0, jobs[0].config.train.eval_interval
     with stop_signals() as received:
         try:
             for row in rows:
@@ -107,7 +110,7 @@ def _record(
                 for event, job, show in zip(events, jobs, sinks, strict=True):
                     job.run.record(event, evaluated=event.step % interval == 0)
                     show(event)
-                if received:
+                if signal := highest(received[0] if received else 0):
                     break
             assert events, "a trainer yields at least one event"
             for event, job in zip(events, jobs, strict=True):
@@ -118,7 +121,7 @@ def _record(
             raise DivergenceError(f"{error}; {jobs[0].run.kept()}") from error
         for job in jobs:
             job.run.wait()
-    return events, received[0] if received else 0
+    return events, signal or (received[0] if received else 0)
 
 
 class BarSink:
@@ -326,7 +329,7 @@ def say_seeds(config: Config, task: Task, losses: Sequence[Losses], screen: Scre
 
 def say_ngram(config: Config, task: Task, screen: Screen) -> None:
     """Say what counting reaches on the same text, unless the model itself counts n-grams."""
-    if not isinstance(config.model, NGramConfig):
+    if not isinstance(config.model, NGramConfig) and leads():
         with screen.status("counting n-grams to compare with"):
             order, val, counted = task.ngram.order, task.ngram.val, task.ngram.counted
         of = "" if counted == len(task.split.train) else f" of {counted:,} training tokens"

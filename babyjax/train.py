@@ -52,7 +52,18 @@ def help_text(argv: list[str]) -> str:
 def main(argv: list[str]) -> int:
     """Train, or continue, the run that the arguments describe. Returns the exit status."""
     config = load_config(argv)
-    screen = babyjax.Screen()
+    if not config.is_distributed:
+        return _main(config, argv, babyjax.Screen())
+    if config.processes.process == 0:
+        babyjax.Screen().say(
+            f"waiting at {config.processes.coordinator} for all {config.processes.processes} processes"
+        )
+    with babyjax.joined(config):
+        prepare_jax()
+        return _main(config, argv, babyjax.Screen(silent=not babyjax.leads()))
+
+
+def _main(config: Config, argv: list[str], screen: "babyjax.Screen") -> int:
     with screen.status("starting JAX, reading the corpus") as update:
         prepare_jax()
         log = babyjax.find_log(config.log)
@@ -88,9 +99,10 @@ def _train(
         else:
             _conclude(event, config, task, screen)
             received = 0  # a signal in the last moment stopped nothing
-        if config.model.is_v1 and not run.has_decomposition():
+        model = babyjax.whole(state.model) if config.model.is_v1 else None
+        if model is not None and babyjax.leads() and not run.has_decomposition():
             with stop_signals() as signals:
-                _decompose(state.model, config, task, run, screen, signals)
+                _decompose(model, config, task, run, screen, signals)
             received = signals[0] if signals else 0
     return received
 

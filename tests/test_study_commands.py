@@ -69,7 +69,7 @@ def compared(call, runs):
 def files_of(folder):
     """What a finished run ends with."""
     newest = read_manifest(folder).checkpoints[-1]
-    return newest.arrays_sha256, (folder / "metrics.jsonl").read_bytes(), (folder / "result.json").read_bytes()
+    return newest.arrays_digest, (folder / "metrics.jsonl").read_bytes(), (folder / "result.json").read_bytes()
 
 
 def test_each_seed_is_the_run_that_training_it_alone_gives(call, runs, tmp_path):

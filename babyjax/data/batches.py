@@ -107,10 +107,20 @@ def _host() -> Any:
 
 
 def read_windows(
-    tokens: Integer[np.ndarray, " L"], seed: int, first: int, count: int, batch_size: int, block_size: int
+    tokens: Integer[np.ndarray, " L"],
+    seed: int,
+    first: int,
+    count: int,
+    batch_size: int,
+    block_size: int,
+    rows: slice = slice(None),
 ) -> Integer[np.ndarray, "K B W"]:
-    """Read the windows of steps `first` to `first + count - 1`, those that `batch_at` draws, from memory or a file."""
-    return windows_at(tokens, window_starts(seed, first, count, batch_size, len(tokens) - block_size), block_size + 1)
+    """Read the windows of steps `first` to `first + count - 1`, those that `batch_at` draws, from memory or a file.
+
+    Only those of some `rows` of each batch are read if they are given.
+    """
+    starts = window_starts(seed, first, count, batch_size, len(tokens) - block_size)
+    return windows_at(tokens, starts[:, rows], block_size + 1)
 
 
 def windows_at(

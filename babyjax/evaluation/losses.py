@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 
 from babyjax.checks import check_tokens
@@ -17,6 +18,7 @@ from babyjax.counts.pairs import PairCounts
 from babyjax.data.batches import Split, segments_of, windows_at
 from babyjax.errors import ConfigError
 from babyjax.models.base import LanguageModel
+from babyjax.processes import on_host, place
 
 # Logits held at once by the exact evaluation; logits and tokens held at once by the sliding windows.
 EXACT_LOGITS, WINDOW_LOGITS, WINDOW_TOKENS = 1 << 22, 1 << 24, 1 << 14
@@ -106,7 +108,7 @@ class ExactEvaluator:
             raise ConfigError(
                 f"pair counts give the loss of a model of one previous token; this one sees {model.context_length:,}"
             )
-        return np.asarray(_pair_nats(model, self._contexts, self._row, self._following))[self._valid]
+        return on_host(_pair_nats(model, self._contexts, self._row, self._following))[self._valid]
 
     def __call__(
         self,
@@ -207,14 +209,20 @@ class ContextEvaluator:
     def _score(
         self, model: LanguageModel, name: str, progress: Callable[[str, float], None], score: Callable[..., Any]
     ) -> Iterator[tuple[Shaped[np.ndarray, "R T"], Int[np.ndarray, "R T"], Bool[np.ndarray, "R T"]]]:
-        """Scores of the targets of windows, the targets and which of them are scored, some windows at a time."""
+        """Scores of the targets of windows, the targets and which of them are scored, some windows at a time.
+
+        If the model is on several devices, each scores its share of the windows.
+        """
         _check_vocabulary(model, len(self.byte_lengths))
+        where = _spread_over(model)
+        devices = where.mesh.size if where else 1
         rows = max(1, min(WINDOW_LOGITS // (self.block_size * model.vocab_size), WINDOW_TOKENS // self.block_size))
         tokens = getattr(self.split, name)
         starts = self.starts(len(tokens))
-        rows = min(rows, len(starts))
+        rows = -(-min(rows, len(starts)) // devices) * devices
         for index, (window, scored) in enumerate(self.chunks(tokens, starts, rows)):
-            yield np.asarray(score(model, window)), window[:, 1:], scored
+            given = place(window, where) if where else window
+            yield on_host(score(model, given)), window[:, 1:], scored
             progress(name, min(1.0, (index + 1) * rows / len(starts)))
 
     def __call__(
@@ -252,6 +260,14 @@ class ContextEvaluator:
         """Return the model's `matched` before every token of a split but the first."""
         scores = self._score(model, name, lambda split, fraction: None, _token_matched)
         return np.concatenate([matched[scored] for matched, _, scored in scores])
+
+
+def _spread_over(model: LanguageModel) -> NamedSharding | None:
+    """Return where windows belong if the model is on several devices, each of which has rows; None if on one."""
+    where = getattr(jax.tree.leaves(model)[0], "sharding", None)
+    if not isinstance(where, NamedSharding) or where.mesh.size == 1:
+        return None
+    return NamedSharding(where.mesh, PartitionSpec(where.mesh.axis_names))
 
 
 def _join(

@@ -1,72 +1,280 @@
-"""A pytree on disk: named arrays written by Orbax, and one sha256 of them all. Nothing is pickled."""
+"""A pytree on disk: named arrays written by Orbax, and one digest of them all. Nothing is pickled.
+
+The digest does not depend on how arrays are divided over devices and processes, and each process computes it of the
+parts it has, on the devices that have them. It detects damage, also a single flipped bit, and not forgery.
+"""
 
 import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from types import MappingProxyType, ModuleType
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
+from jaxtyping import Array, UInt32
 
 from babyjax.errors import CheckpointError, DivergenceError
+from babyjax.processes import leads, several, total
 from babyjax.trees import named_arrays
 
 Tree = TypeVar("Tree")
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]  # NumPy arrays, or JAX arrays of which each process has a part
 ORBAX = Lock()  # it mixes up what two threads of a process save at the same time
 UNFINISHED = ".orbax-checkpoint-tmp"  # how Orbax names the folder of a step, after its number, until it is complete
+# Words whose digest is computed at once: they stay in a core's cache.
+WORDS = 1 << 16
+# Bytes read back at once.
+AT_ONCE = 1 << 30
 
 
-def host_copy(tree: Any, step: int) -> Arrays:
-    """Copy the arrays of a pytree to the host. Raises: DivergenceError if a number is NaN or infinite."""
-    arrays = {name: np.array(leaf) for name, leaf in named_arrays(tree).items() if np.size(leaf)}  # for Orbax
-    for name, array in arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+def to_save(tree: Any, step: int) -> Arrays:
+    """Return the arrays of a pytree: copies on the host, or themselves if other processes have parts of them.
+
+    Raises: DivergenceError if a number is NaN or infinite.
+    """
+    arrays = {name: leaf for name, leaf in named_arrays(tree).items() if np.size(leaf)}  # Orbax saves no empty ones
+    if several():
+        finite = {name: bool(flag) for name, flag in _finite(_floating(arrays)).items()}
+    else:
+        arrays = {name: np.array(leaf) for name, leaf in arrays.items()}
+        finite = {name: np.isfinite(array).all() for name, array in _floating(arrays).items()}
+    for name, flag in finite.items():
+        if not flag:
             raise DivergenceError(f"{name} has NaN or infinite values after step {step:,}")
     return arrays
 
 
+def _floating(arrays: Arrays) -> Arrays:
+    return {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
+
+
+@jax.jit
+def _finite(arrays: Arrays) -> dict[str, Array]:
+    return {name: jnp.isfinite(array).all() for name, array in arrays.items()}
+
+
 def digest_of(arrays: Arrays) -> str:
-    """Return the sha256 of the names, types, shapes and bytes of arrays."""
-    hashed = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        hashed.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        hashed.update(np.ascontiguousarray(array).data)
-    return hashed.hexdigest()
+    """Return the sha256 of the names, types, shapes and sums of arrays; a sum has the bits and places of all numbers.
+
+    If other processes have parts of them, all must ask.
+    """
+    sums = np.array(_sums(arrays), np.uint32)
+    divided = any(isinstance(array, jax.Array) and not array.is_fully_addressable for array in arrays.values())
+    return _digest(_described(arrays), total(sums) if divided else sums)
 
 
-def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Write arrays to the folder `path`, which appears when it is complete. Raises: CheckpointError."""
+def _described(arrays: Arrays) -> list[str]:
+    return [f"{name} {array.dtype} {array.shape}" for name, array in sorted(arrays.items())]
+
+
+def _digest(described: Sequence[str], sums: Iterable[Any]) -> str:
+    lines = (f"{what} {int(number):08x}\n" for what, number in zip(described, sums, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _sums(arrays: Arrays) -> list[int]:
+    """Return the sums of what this process has of arrays, sorted by name."""
+    sums = [[_sum_of(part) for part in _parts(array)] for _, array in sorted(arrays.items())]
+    return [sum(map(int, each)) % 2**32 for each in sums]
+
+
+class _Part(NamedTuple):
+    """A part of an array as rows of numbers: the place of its first number in the whole, and from row to row."""
+
+    rows: Any
+    first: int
+    stride: int
+
+
+def _parts(array: Any) -> Iterator[_Part]:
+    """The parts of an array that this process has and counts; each part is counted by one process."""
+    if not isinstance(array, jax.Array):
+        yield _Part(array.reshape(1, -1), 0, 0)
+        return
+    for shard in array.addressable_shards:
+        if shard.replica_id:
+            continue
+        data = np.asarray(shard.data) if shard.device.platform == "cpu" else shard.data
+        split = [axis for axis, size in enumerate(data.shape) if size < array.shape[axis]]
+        if not split:
+            yield _Part(data.reshape(1, -1), 0, 0)
+            continue
+        (axis,) = split  # no more than one axis is divided
+        after = math.prod(array.shape[axis + 1 :])
+        rows = data.reshape(math.prod(array.shape[:axis]), -1)
+        yield _Part(rows, shard.index[axis].start * after, array.shape[axis] * after)
+
+
+def _sum_of(part: _Part) -> Any:
+    """Return the sum of a part modulo 2**32: a number, or one that a device computes meanwhile."""
+    if isinstance(part.rows, jax.Array):
+        return _sum_on_device(*part)
+    rows, sums = np.ascontiguousarray(part.rows), 0
+    words = rows.view(np.dtype(f"u{min(rows.dtype.itemsize, 4)}"))
+    each = words.shape[1] // max(rows.shape[1], 1)  # words of a number: two for 64 bits
+    height = max(1, WORDS // max(words.shape[1], 1))
+    for row in range(0, len(words), height):
+        for column in range(0, words.shape[1], WORDS):
+            block = words[row : row + height, column : column + WORDS].astype(np.uint32, copy=False)
+            first = each * (part.first + row * part.stride) + column
+            sums += int(_mixed(np, block, np.uint32(first % 2**32), np.uint32(each * part.stride % 2**32)))
+    return sums
+
+
+@jax.jit
+def _sum_on_device(rows: Array, first: Any, stride: Any) -> UInt32[Array, ""]:
+    assert rows.dtype.itemsize <= 4, "there are no 64-bit numbers on a device"
+    kind = jnp.dtype(f"u{rows.dtype.itemsize}")
+    words = rows.astype(kind) if rows.dtype == bool else jax.lax.bitcast_convert_type(rows, kind)
+    return _mixed(jnp, words.astype(jnp.uint32), jnp.uint32(first), jnp.uint32(stride))
+
+
+def _mixed(xp: ModuleType, words: Any, first: Any, stride: Any) -> Any:
+    """Return the sum of words, each mixed with its place by MurmurHash3's finalizer (Appleby 2011), modulo 2**32.
+
+    That maps words at a place one to one, so another word changes the sum. `xp` is NumPy or jax.numpy.
+    """
+    down, right = (xp.arange(length, dtype=xp.uint32) for length in words.shape)
+    word = words ^ ((first + down * stride)[:, None] + right) * xp.uint32(0x9E3779B1)
+    word = (word ^ word >> 16) * xp.uint32(0x85EBCA6B)
+    word = (word ^ word >> 13) * xp.uint32(0xC2B2AE35)
+    return (word ^ word >> 16).sum(dtype=xp.uint32)
+
+
+def begin_writing(path: Path, arrays: Arrays) -> Callable[[], None]:
+    """Begin to write arrays to the folder `path`, which appears when it is complete. Returns what ends it.
+
+    If other processes have parts, all must begin, each writes its own, and the arrays may change afterwards. If not,
+    they are written when it ends, and `arrays` is emptied. Raises, at the beginning or the end: CheckpointError.
+    """
+    if not several():
+        return partial(_write, path, arrays)
+    from orbax.checkpoint import v1 as ocp
+
+    with _explained():
+        response = ocp.save_async(str(path), arrays)
+
+    def end() -> None:
+        with _explained():
+            response.result()
+
+    return end
+
+
+def _write(path: Path, arrays: Arrays) -> None:
     from orbax.checkpoint import v1 as ocp  # takes a second to import, and the first step need not wait for it
 
-    try:
+    with _explained():
         # Orbax says at once that it cannot make its folder, but its threads then keep the process for five minutes.
         probe = path.with_name(f"{path.name}{UNFINISHED}-probe")
         probe.mkdir(exist_ok=True)
         probe.rmdir()
         with ORBAX:
             ocp.save(str(path), arrays)
-    except Exception as error:  # Orbax raises many kinds
-        raise CheckpointError(_reason(error)) from error
+    arrays.clear()  # what is read back takes their memory
 
 
-def read_arrays(path: Path, sha256: str) -> Arrays:
-    """Read arrays back and compare their digest. Raises: CheckpointError if they are damaged or changed."""
-    from orbax.checkpoint import v1 as ocp
+def check_arrays(path: Path, digest: str) -> None:
+    """Read arrays back, about a gigabyte at a time, and compare their digest; process 0 does, if there are several.
 
-    try:
-        with ORBAX:
-            arrays = ocp.load(str(path))
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read ({_reason(error)})") from error
-    if digest_of(arrays) != sha256:
+    Raises: CheckpointError if they are damaged or changed.
+    """
+    with _explained(path):
+        shapes, sums = _shapes(path), []
+        for names in _groups(shapes):
+            # Orbax counts what each process loads, and saves only if all count alike: the others read one array.
+            sums.extend(_sums(_load_alone(path, shapes, names if leads() else names[:1])))
+    if leads() and _digest(_described(shapes), sums) != digest:
+        raise CheckpointError(f"{path} was changed after it was written")
+
+
+def _groups(shapes: dict[str, np.ndarray]) -> Iterator[list[str]]:
+    """Divide the names of arrays, sorted, into groups of about a gigabyte."""
+    names: list[str] = []
+    for name in sorted(shapes):
+        names.append(name)
+        if sum(shapes[each].nbytes for each in names) >= AT_ONCE:
+            yield names
+            names = []
+    if names:
+        yield names
+
+
+def read_arrays(path: Path, digest: str, places: Mapping[str, Sharding] = MappingProxyType({})) -> Arrays:
+    """Read arrays and compare their digest. Those with a place in `places` go there, the others to the host.
+
+    Raises: CheckpointError if they are damaged or changed.
+    """
+    with _explained(path):
+        arrays = _load(path, _shapes(path), places)
+    if digest_of(arrays) != digest:
         raise CheckpointError(f"{path} was changed after it was written")
     return arrays
+
+
+def _shapes(path: Path) -> dict[str, np.ndarray]:
+    """Return arrays, without memory, that have the names, shapes and types of those on disk."""
+    from orbax.checkpoint import v1 as ocp
+
+    with ORBAX:
+        found: Any = ocp.metadata(str(path)).metadata
+    if not found:
+        raise CheckpointError("it has no list of its arrays")
+    return {name: np.broadcast_to(np.zeros((), each.dtype), each.shape) for name, each in found.items()}
+
+
+def _load(
+    path: Path,
+    shapes: dict[str, np.ndarray],
+    places: Mapping[str, Sharding] = MappingProxyType({}),
+) -> Arrays:
+    from orbax.checkpoint import v1 as ocp
+
+    wanted = {
+        name: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=places[name]) if name in places else each
+        for name, each in shapes.items()
+    }
+    with ORBAX:
+        return ocp.load(str(path), wanted)
+
+
+def _load_alone(path: Path, shapes: dict[str, np.ndarray], names: Sequence[str]) -> Arrays:
+    """Load some arrays to the host without waiting for other processes."""
+    from orbax.checkpoint import v1 as ocp
+
+    wanted = {name: each if name in names else ocp.PLACEHOLDER for name, each in shapes.items()}
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    with ORBAX, ocp.Context(multiprocessing_options=alone) if several() else nullcontext():
+        arrays = ocp.load(str(path), wanted)
+    return {name: arrays[name] for name in names}
+
+
+@contextmanager
+def _explained(path: Path | None = None) -> Iterator[None]:
+    """Turn what Orbax raises, many kinds of errors, into one sentence; `path` cannot be read, or is written."""
+    try:
+        yield
+    except Exception as error:
+        reason = _reason(error)
+        raise CheckpointError(f"{path} cannot be read ({reason})" if path else reason) from error
 
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split()).partition(" [tensorstore_spec=")[0] or type(error).__name__
     return text if len(text) < 200 else f"{text[:60]} ... {text[-120:]}"  # TensorStore says last what happened
+
+
+def places_of(template: Any) -> dict[str, Sharding]:
+    """Return where the arrays of a pytree are that are on devices."""
+    return {name: leaf.sharding for name, leaf in named_arrays(template).items() if isinstance(leaf, jax.Array)}
 
 
 def fill(arrays: Arrays, template: Tree, part: str = "") -> Tree:
@@ -88,7 +296,7 @@ def fill(arrays: Arrays, template: Tree, part: str = "") -> Tree:
             raise CheckpointError(f"{name} is {has} in the checkpoint, expected {leaf.dtype}{list(leaf.shape)}")
     leaves = [
         arrays[name]
-        if isinstance(leaf, np.ndarray | np.generic)
+        if isinstance(leaf, np.ndarray | np.generic) or isinstance(arrays[name], jax.Array)
         else jax.device_put(arrays[name], getattr(leaf, "sharding", None))
         for name, leaf in wanted.items()
     ]

@@ -6,11 +6,14 @@ of ours; no other is ever written to, and only what the manifest lists is ever r
 """
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Sharding
 
 from babyjax.config import BabyGPTConfig, Config, MixtureConfig
 from babyjax.data.corpus import Corpus, decode_text
@@ -80,11 +83,19 @@ def choose_step(folder: Path, checkpoints: dict[int, Checkpoint], which: str) ->
     return named[which]
 
 
-def load_arrays(folder: Path, checkpoints: dict[int, Checkpoint], step: int) -> Arrays:
-    """Read the arrays of a checkpoint. Raises: CheckpointError, with the remedy, if it was damaged or changed."""
+def load_arrays(
+    folder: Path,
+    checkpoints: dict[int, Checkpoint],
+    step: int,
+    places: Mapping[str, Sharding] = MappingProxyType({}),
+) -> Arrays:
+    """Read the arrays of a checkpoint, those in `places` to devices.
+
+    Raises: CheckpointError, with the remedy, if it was damaged or changed.
+    """
     path = folder / STEPS / str(step)
     try:
-        return read_arrays(path, checkpoints[step].arrays_sha256)
+        return read_arrays(path, checkpoints[step].arrays_digest, places)
     except CheckpointError as error:
         earlier = [other for other in checkpoints if other < step]
         remedy = f"; remove that folder to use step {earlier[-1]:,}" if earlier else ""

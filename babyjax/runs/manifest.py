@@ -15,7 +15,7 @@ from babyjax.errors import RunError
 from babyjax.files import read_text, replace_file
 
 NAME = "run.json"
-FORMAT = 2
+FORMAT = 3
 MAX_BYTES = 1 << 26
 
 Step = Annotated[int, Field(ge=0, lt=2**31)]
@@ -36,7 +36,7 @@ class Checkpoint(Entry):
 
     step: Step
     losses: dict[str, float]  # nats per token by split, empty if the step was not evaluated
-    arrays_sha256: str
+    arrays_digest: str
     metrics_bytes: Size
     metrics_sha256: str
 

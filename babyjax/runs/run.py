@@ -9,9 +9,9 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,7 +28,8 @@ from babyjax.files import finite_json, open_appending, refuse_link, remove_tempo
 from babyjax.models import config_of_model
 from babyjax.models.base import LanguageModel
 from babyjax.options import arguments_of, config_to_dict, differences
-from babyjax.runs.arrays import UNFINISHED, Arrays, digest_of, fill, host_copy, read_arrays, write_arrays
+from babyjax.processes import agreed, leads
+from babyjax.runs.arrays import UNFINISHED, begin_writing, check_arrays, digest_of, fill, places_of, to_save
 from babyjax.runs.directory import (
     METRICS,
     PARTS,
@@ -50,7 +51,10 @@ RESULT, DECOMPOSITION, CORPUS = "result.json", "decomposition.json", "corpus.txt
 
 
 class Run:
-    """A run being trained in its directory. `step` is that of its newest checkpoint, 0 for a new run."""
+    """A run being trained in its directory. `step` is that of its newest checkpoint, 0 for a new run.
+
+    If several processes train it, all open and save it, and the first alone locks and writes everything but arrays.
+    """
 
     @classmethod
     @contextmanager
@@ -68,8 +72,10 @@ class Run:
         folder = run_folder(config.run_dir)
         holds_run(folder)
         refuse_link(folder / METRICS)  # every other file is replaced, not opened
-        with locked(folder):
+        with locked(folder) if leads() else nullcontext():
             run = cls(folder, config, corpus, tokenizer, parts)
+            if agreed(run.step) != run.step:
+                raise RunError(f"{folder} is not the folder that process 0 has; all processes need the same")
             try:
                 yield run
             finally:
@@ -144,7 +150,7 @@ class Run:
         """
         if not self.step:
             return template
-        state = fill(load_arrays(self.folder, self._checkpoints(), self.step), template)
+        state = fill(load_arrays(self.folder, self._checkpoints(), self.step, places_of(template)), template)
         saved, path = self._checkpoints()[self.step], self.folder / METRICS
         try:
             with path.open("rb") as file:
@@ -161,6 +167,8 @@ class Run:
 
     def begin(self) -> None:
         """Make the directory that of this run at `step`: the first write. Raises: RunError if it is not writable."""
+        if not leads():
+            return
         with self._writing():
             remove_temporary(self.folder)
             self._write_manifest(self._manifest)  # first: it makes the folder a run, whatever happens next
@@ -192,16 +200,17 @@ class Run:
                 rows[-1] |= {"eval_train_loss": event.losses["train"].per_token}
                 rows[-1] |= {"val_loss": event.losses["val"].per_token}
         data = "".join(_line(row) for row in rows).encode()
-        with self._writing():
-            assert self._metrics is not None, "begin() comes first"
-            self._metrics.write(data)
-            self._metrics.flush()
+        if leads():
+            with self._writing():
+                assert self._metrics is not None, "begin() comes first"
+                self._metrics.write(data)
+                self._metrics.flush()
         self._metrics_hash.update(data)
         self._metrics_bytes += len(data)
-        if event.last:
+        if event.last and leads():
             self._write_result(event)
         every = self._config.checkpoint
-        late = time.monotonic() - self._saved_at > (every.seconds or math.inf)
+        late = every.seconds and agreed(time.monotonic() - self._saved_at > every.seconds)
         if event.last or late or event.step % every.interval == 0:
             self.save(event)
 
@@ -214,16 +223,19 @@ class Run:
         if event.step == self._saved and not first:
             return
         self.wait()
-        arrays = host_copy(event.state, event.step)  # copies, since the next step reuses the buffers
+        arrays = to_save(event.state, event.step)
         losses = {name: loss.per_token for name, loss in (event.losses or {}).items()}
         entry = Checkpoint(
             step=event.step,
             losses={name: loss for name, loss in losses.items() if math.isfinite(loss)},
-            arrays_sha256=digest_of(arrays),
+            arrays_digest=digest_of(arrays),
             metrics_bytes=self._metrics_bytes,
             metrics_sha256=self._metrics_hash.hexdigest(),
         )
-        self._saving = self._worker.submit(self._write_checkpoint, entry, arrays)
+        with self._saving_of(entry):
+            self._announce(entry)
+            end = begin_writing(self.folder / STEPS / str(entry.step), arrays)
+        self._saving = self._worker.submit(self._complete, entry, end)
         self._saved, self._saved_at = event.step, time.monotonic()
 
     def wait(self) -> None:
@@ -233,24 +245,37 @@ class Run:
         if saving is not None:
             saving.result()
 
-    def _write_checkpoint(self, entry: Checkpoint, arrays: Arrays) -> None:
-        path, manifest = self.folder / STEPS / str(entry.step), self._manifest
-        try:
+    def _announce(self, entry: Checkpoint) -> None:
+        """List a step as pending, before anything of it is written."""
+        path = self.folder / STEPS / str(entry.step)
+        if leads():
             if os.path.lexists(path):
                 raise CheckpointError(f"{path} is in the way, and not of this run")
-            self._write_manifest(manifest.replace(pending=[entry.step]))
-            write_arrays(path, arrays)
-            arrays.clear()  # what is read back takes its memory
-            read_arrays(path, entry.arrays_sha256)
-            every = {each.step: each for each in (*manifest.checkpoints, entry)}
+            self._write_manifest(self._manifest.replace(pending=[entry.step]))
+
+    def _complete(self, entry: Checkpoint, end: Callable[[], None]) -> None:
+        """Wait until a checkpoint is written, read it back, list it, and remove those that are not kept."""
+        with self._saving_of(entry):
+            end()
+            check_arrays(self.folder / STEPS / str(entry.step), entry.arrays_digest)
+            if not leads():
+                return
+            every = {each.step: each for each in (*self._manifest.checkpoints, entry)}
             kept = {*list(every)[-self._config.checkpoint.keep :], best_step(every)}
             doomed = [step for step in every if step not in kept]
-            manifest = manifest.replace(checkpoints=[every[step] for step in every if step in kept], pending=doomed)
+            manifest = self._manifest.replace(
+                checkpoints=[every[step] for step in every if step in kept], pending=doomed
+            )
             self._write_manifest(manifest)
             for step in doomed:
                 self._remove(step)
             if doomed:
                 self._write_manifest(manifest.replace(pending=[]))
+
+    @contextmanager
+    def _saving_of(self, entry: Checkpoint) -> Iterator[None]:
+        try:
+            yield
         except (OSError, CheckpointError) as error:
             earlier = list(self._checkpoints())
             left = f"step {earlier[-1]:,} is kept" if earlier else "no earlier step was saved"

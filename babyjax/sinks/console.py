@@ -56,10 +56,14 @@ class _Console(Console):
 
 
 class Screen:
-    """Prints lines as they are, and a live line below them on a terminal: standard output, or standard error."""
+    """Prints lines as they are, and a live line below them on a terminal: standard output, or standard error.
 
-    def __init__(self, *, stderr: bool = False) -> None:
-        self._stream = _Guarded(sys.stderr if stderr else sys.stdout)
+    If it is `silent`, nothing is printed.
+    """
+
+    def __init__(self, *, stderr: bool = False, silent: bool = False) -> None:
+        shown = io.StringIO() if silent else sys.stderr if stderr else sys.stdout
+        self._stream = _Guarded(shown)
         self._console = _Console(file=cast(TextIO, self._stream))
         self._live: Progress | None = None
 

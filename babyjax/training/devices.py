@@ -9,7 +9,8 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
-from babyjax.errors import OutOfMemoryError
+from babyjax.errors import ConfigError, OutOfMemoryError
+from babyjax.processes import several
 from babyjax.trees import map_named
 
 # Peak dense bfloat16 flop/s by JAX's name of a device (a core of TPU v2 and v3, a chip of later ones).
@@ -34,9 +35,17 @@ WHOLE_BELOW = 4096  # numbers in a leaf that is not worth splitting
 
 
 def data_mesh(batch_size: int) -> Mesh:
-    """Return a mesh with one axis, "data", of the largest number of devices that divides a batch."""
+    """Return a mesh with one axis, "data", of the largest number of devices that divides a batch.
+
+    Raises: ConfigError if several processes have devices that would be left out.
+    """
     devices = jax.devices()
     count = next(count for count in range(len(devices), 0, -1) if batch_size % count == 0)
+    if several() and count < len(devices):
+        raise ConfigError(
+            f"{len(devices)} devices of {jax.process_count()} processes do not divide a batch of {batch_size}; choose "
+            f"train.batch_size= and train.accumulation= so that each device has as many windows"
+        )
     return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:count])
 
 

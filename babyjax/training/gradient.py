@@ -17,6 +17,7 @@ from babyjax.config import OptimizerConfig, TrainConfig
 from babyjax.data.batches import is_mapped
 from babyjax.errors import DivergenceError
 from babyjax.models.base import LanguageModel
+from babyjax.processes import agreed
 from babyjax.text import duration, short
 from babyjax.training.devices import (
     bytes_per_device,
@@ -206,7 +207,7 @@ class GradientTrainer:
 
     def _run(self, state: State, seed: Int[np.ndarray, "*S"], pauses: tuple[int, ...]) -> Iterator[Event]:
         train, steps = self._train, self._train.steps
-        first = step = int(state.step.max())
+        first = step = int(np.asarray(state.step).max())
         if step >= steps:
             return
         clock = time.perf_counter()
@@ -226,7 +227,7 @@ class GradientTrainer:
             edge = min([steps, *(step - step % pause + pause for pause in pauses)])
             start = time.perf_counter()
             tokens, served = source.at(step)
-            count = max(1, min(count, edge - step, served))
+            count = max(1, min(agreed(count), edge - step, served))
             state, losses = program(state, tokens, count, hyper)
             losses = np.asarray(jax.block_until_ready(losses))[:count]
             seconds = time.perf_counter() - start

@@ -1,7 +1,7 @@
 """Where the batches of training come from: tokens that the device holds, or windows read from a file ahead of it."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,6 +10,7 @@ from jaxtyping import Array, Integer
 
 from babyjax.checks import check_tokens
 from babyjax.data.batches import read_windows
+from babyjax.processes import place
 from babyjax.training.devices import replicated
 from babyjax.training.step import MAX_STEPS_PER_DISPATCH
 
@@ -28,7 +29,7 @@ class OnDevice:
     """All tokens, on every device."""
 
     def __init__(self, tokens: Integer[np.ndarray, " L"], mesh: Mesh):
-        self._served = Served(jax.device_put(tokens, replicated(mesh)), MAX_STEPS_PER_DISPATCH)
+        self._served = Served(place(tokens, replicated(mesh)), MAX_STEPS_PER_DISPATCH)
 
     def at(self, step: int) -> Served:
         """Return the tokens, the same for every step."""
@@ -38,8 +39,8 @@ class OnDevice:
 class FromFile:
     """The windows of some steps at a time. While the device works on them, a thread reads those of the next.
 
-    Each device gets its part of every batch. Step s is in the s // K-th reading, so that runs that stop and go on read
-    the same. `sizes` are those of a batch and a block.
+    Each device gets its part of every batch, and a process reads the parts of its own devices. Step s is in the
+    s // K-th reading, so that runs that stop and go on read the same. `sizes` are those of a batch and a block.
     """
 
     def __init__(
@@ -61,6 +62,13 @@ class FromFile:
         return Served(self._ahead[number].result(), self._steps - within)
 
     def _read(self, number: int) -> Integer[Array, "K B W"]:
-        windows = read_windows(self._tokens, self._seed, number * self._steps, self._steps, *self._sizes)
-        check_tokens(windows, self._vocab_size)
-        return jax.device_put(windows, self._place)
+        batch_size, block_size = self._sizes
+
+        def read(index: Any) -> Integer[np.ndarray, "K b W"]:
+            windows = read_windows(
+                self._tokens, self._seed, number * self._steps, self._steps, batch_size, block_size, index[1]
+            )
+            check_tokens(windows, self._vocab_size)
+            return windows
+
+        return jax.make_array_from_callback((self._steps, batch_size, block_size + 1), self._place, read)

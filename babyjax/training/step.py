@@ -19,7 +19,7 @@ from babyjax.data.batches import batch_at
 from babyjax.errors import ConfigError
 from babyjax.models.base import LanguageModel
 from babyjax.models.ops import cross_entropy, cross_entropy_reference
-from babyjax.training.devices import shardings
+from babyjax.training.devices import replicated, shardings
 from babyjax.training.events import State
 
 # Losses one dispatch can return: the most steps it can run.
@@ -143,10 +143,11 @@ def make_advance(
 
     @partial(jax.jit, donate_argnums=0)
     def advance(state: State, tokens: Integer[Array, "..."], count: Int[Array, ""] | int, hyper: Hyper):
-        def placed(state: State) -> State:
+        def placed(state: State, losses: Float[Array, "K *S"]) -> tuple[State, Float[Array, "K *S"]]:
             if mesh is None or mesh.size == 1:
-                return state
-            return jax.lax.with_sharding_constraint(state, shardings(state, mesh, kind))
+                return state, losses
+            places = shardings(state, mesh, kind), replicated(mesh)
+            return jax.lax.with_sharding_constraint((state, losses), places)
 
         def step(state: State, hyper: Hyper) -> tuple[State, Float[Array, ""]]:
             batch = batch_at(tokens, hyper.seed, state.step, batch_size, block_size)
@@ -160,10 +161,9 @@ def make_advance(
 
         def body(index, carry: tuple[State, Float[Array, "K *S"]]) -> Any:
             state, loss = step(carry[0], hyper)
-            return placed(state), carry[1].at[index].set(loss)
+            return placed(state, carry[1].at[index].set(loss))
 
         losses = jnp.zeros((MAX_STEPS_PER_DISPATCH, *side_by_side))
-        state, losses = jax.lax.fori_loop(0, count, body, (state, losses))
-        return placed(state), losses
+        return placed(*jax.lax.fori_loop(0, count, body, (state, losses)))
 
     return advance

@@ -1,4 +1,5 @@
 import errno
+import math
 import os
 import pickle
 import shutil
@@ -8,20 +9,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from orbax.checkpoint import v1 as ocp
 from small_runs import state_of
 
 from babyjax.errors import CheckpointError, DivergenceError
-from babyjax.runs.arrays import digest_of, fill, host_copy, read_arrays, write_arrays
+from babyjax.runs import arrays as arrays_module
+from babyjax.runs.arrays import begin_writing, check_arrays, digest_of, fill, places_of, read_arrays, to_save
 from babyjax.trees import named_arrays
+
+
+def write(path, tree):
+    """Write the arrays of a tree to a folder. Returns it and their digest."""
+    digest = digest_of(arrays := to_save(tree, 1))
+    begin_writing(path, arrays)()
+    return path, digest
 
 
 @pytest.fixture
 def written(tmp_path):
     """A folder with the arrays of state 1, and their digest."""
-    arrays = host_copy(state_of(1), 1)
-    write_arrays(tmp_path / "1", arrays)
-    return tmp_path / "1", digest_of(arrays)
+    return write(tmp_path / "1", state_of(1))
 
 
 def test_names_are_paths_without_the_variables_own():
@@ -40,10 +49,27 @@ def test_what_is_written_is_read_to_the_bit(written):
     chex.assert_trees_all_equal(fill(arrays, state_of(2).model, "model"), state_of(1).model)
 
 
+def test_what_is_written_is_read_to_devices(written):
+    template = state_of(2)
+    places = places_of(template)
+    arrays = read_arrays(*written, places)
+    assert {name: array.sharding for name, array in arrays.items() if isinstance(array, jax.Array)} == places
+    assert len(places) > 5
+    chex.assert_trees_all_equal(fill(arrays, template), state_of(1))
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 1 << 30])
+def test_arrays_are_checked_in_groups(written, monkeypatch, at_once):
+    monkeypatch.setattr(arrays_module, "AT_ONCE", at_once)
+    path, digest = written
+    check_arrays(path, digest)
+    with pytest.raises(CheckpointError, match="/1 was changed after it was written"):
+        check_arrays(path, digest[::-1])
+
+
 def test_numpy_leaves_stay_on_the_host_in_float64(tmp_path):
     tree = {"host": np.float64(1) / np.arange(1, 4), "device": jnp.ones(2), "scalar": np.float64(1 / 3)}
-    write_arrays(tmp_path / "1", arrays := host_copy(tree, 1))
-    filled = fill(read_arrays(tmp_path / "1", digest_of(arrays)), tree)
+    filled = fill(read_arrays(*write(tmp_path / "1", tree)), tree)
     assert isinstance(filled["device"], jax.Array)
     assert isinstance(filled["host"], np.ndarray)
     assert filled["host"].tobytes() == tree["host"].tobytes()
@@ -52,7 +78,7 @@ def test_numpy_leaves_stay_on_the_host_in_float64(tmp_path):
 
 def test_a_copy_is_of_its_moment_though_the_buffers_are_donated():
     state = jax.tree.map(jnp.copy, state_of(0))
-    arrays = host_copy(state, 0)
+    arrays = to_save(state, 0)
     jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)(state)
     chex.assert_trees_all_equal(fill(arrays, state_of(1)), state_of(0))
 
@@ -61,7 +87,7 @@ def test_a_number_that_is_not_finite_is_refused():
     model = jax.tree.map(jnp.copy, state_of(2).model)
     model.lm_head.bias[...] = jnp.full(4, jnp.inf)
     with pytest.raises(DivergenceError, match="model/lm_head/bias has NaN or infinite values after step 2,000"):
-        host_copy(state_of(2)._replace(model=model), 2000)
+        to_save(state_of(2)._replace(model=model), 2000)
 
 
 def test_another_name_shape_or_type_is_refused(written):
@@ -111,10 +137,10 @@ DAMAGES = [truncate, flip_bits, remove_manifest, damage_metadata, remove_arrays,
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's event loop
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_named_in_one_sentence_with_its_reason(written, damage):
-    path, sha256 = written
+    path, digest = written
     damage(path)
     with pytest.raises(CheckpointError, match=r"/1 (cannot be read|was changed)") as caught:
-        read_arrays(path, sha256)
+        read_arrays(path, digest)
     assert len(str(caught.value)) < 400
     assert "tensorstore_spec" not in str(caught.value)
     assert "NoneType" not in str(caught.value)
@@ -147,12 +173,12 @@ def exchange_two(arrays):
 
 @pytest.mark.parametrize("edit", [change_a_number, change_a_shape, change_a_type, remove_one, add_one, exchange_two])
 def test_edited_arrays_are_noticed(written, edit):
-    path, sha256 = written
-    arrays = read_arrays(path, sha256)
+    path, digest = written
+    arrays = read_arrays(path, digest)
     edit(arrays)
     ocp.save(str(path), arrays, overwrite=True)
     with pytest.raises(CheckpointError, match="/1 was changed after it was written"):
-        read_arrays(path, sha256)
+        read_arrays(path, digest)
 
 
 def test_a_folder_that_cannot_be_made_is_found_before_orbax_waits_for_it(tmp_path, monkeypatch):
@@ -165,7 +191,7 @@ def test_a_folder_that_cannot_be_made_is_found_before_orbax_waits_for_it(tmp_pat
     monkeypatch.setattr(ocp, "save", refuse)
     monkeypatch.setattr(os, "mkdir", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
-        write_arrays(tmp_path / "1", {"x": np.zeros(1)})
+        begin_writing(tmp_path / "1", {"x": np.zeros(1)})()
 
 
 def test_nothing_is_pickled(tmp_path, monkeypatch):
@@ -174,5 +200,52 @@ def test_nothing_is_pickled(tmp_path, monkeypatch):
 
     for name in ("dump", "dumps", "load", "loads", "Pickler", "Unpickler"):
         monkeypatch.setattr(pickle, name, refuse)
-    write_arrays(tmp_path / "1", arrays := host_copy(state_of(1), 1))
-    assert digest_of(read_arrays(tmp_path / "1", digest_of(arrays))) == digest_of(arrays)
+    path, digest = write(tmp_path / "1", state_of(1))
+    assert digest_of(read_arrays(path, digest)) == digest
+
+
+TYPES = st.sampled_from(["float32", "float64", "int32", "uint8", "bool", "float16", "bfloat16"])
+
+
+@given(TYPES, st.lists(st.integers(0, 5), max_size=3), st.data())
+@settings(deadline=None, max_examples=60)
+def test_every_single_bit_and_every_exchange_changes_the_digest(kind, shape, data):
+    size = math.prod(shape) * jnp.dtype(kind).itemsize
+    raw = np.frombuffer(data.draw(st.binary(min_size=size, max_size=size)), np.uint8)
+    raw = raw % 2 if kind == "bool" else raw
+    array = raw.view(jnp.dtype(kind)).reshape(shape)
+    digest = digest_of({"x": array})
+    assert digest == digest_of({"x": array.copy()}) != digest_of({"y": array})
+    if size:
+        bit = data.draw(st.integers(0, 8 * size - 1))
+        other = raw.copy()
+        other[bit // 8] ^= 1 << bit % 8 if kind != "bool" else 1
+        assert digest_of({"x": other.view(array.dtype).reshape(shape)}) != digest
+    flipped = array.reshape(-1)[::-1].reshape(shape)
+    if flipped.tobytes() != array.tobytes():
+        assert digest_of({"x": flipped}) != digest
+
+
+@given(st.sampled_from(["float32", "bfloat16", "uint8", "bool"]), st.integers(1, 7), st.integers(1, 5), st.data())
+@settings(deadline=None, max_examples=20)
+def test_the_digest_of_parts_is_that_of_the_whole_wherever_it_is_computed(kind, outer, width, data):
+    split, inner, stop = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3)), 4
+    shape = (outer, split * width, inner)
+    whole = np.asarray(jax.random.bits(jax.random.key(stop), shape, jnp.uint16)).astype(jnp.dtype(kind))
+    expected = arrays_module._sum_of(arrays_module._Part(whole.reshape(1, -1), 0, 0))
+    parts = [
+        arrays_module._Part(part.reshape(outer, -1), index * width * inner, shape[1] * inner)
+        for index, part in enumerate(np.split(whole, split, axis=1))
+    ]
+    assert sum(map(arrays_module._sum_of, parts)) % 2**32 == expected % 2**32
+    on_device = [arrays_module._sum_on_device(jnp.asarray(part.rows), *part[1:]) for part in parts]
+    assert sum(map(int, on_device)) % 2**32 == expected % 2**32
+
+
+def test_long_arrays_are_summed_block_by_block(monkeypatch):
+    rng = np.random.default_rng(0)
+    part = arrays_module._Part(rng.standard_normal((7, 50)), 2**31, 1234567)
+    expected = arrays_module._sum_of(part)
+    for words in (1, 3, 100, 101, 250):
+        monkeypatch.setattr(arrays_module, "WORDS", words)
+        assert (arrays_module._sum_of(part) - expected) % 2**32 == 0

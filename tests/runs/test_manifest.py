@@ -5,7 +5,7 @@ import pytest
 from babyjax.errors import RunError
 from babyjax.runs.manifest import NAME, Checkpoint, CorpusEntry, Manifest, digest, read_manifest
 
-CHECKPOINT = Checkpoint(step=7, losses={"val": 0.1}, arrays_sha256="a", metrics_bytes=9, metrics_sha256="b")
+CHECKPOINT = Checkpoint(step=7, losses={"val": 0.1}, arrays_digest="a", metrics_bytes=9, metrics_sha256="b")
 MANIFEST = Manifest(
     config={"train": {"steps": 9, "grow_from": None}},
     corpus=CorpusEntry(name="诗", characters=3, sha256="c"),
@@ -76,7 +76,7 @@ def test_an_edit_and_another_version_are_told(folder):
         *[lambda content, step=step: content.update(pending=[step]) for step in ("../../x", -1, 1.0, True, 2**31)],
         *[
             lambda content, key=key: content["checkpoints"][0].pop(key)
-            for key in ("step", "losses", "arrays_sha256", "metrics_bytes", "metrics_sha256")
+            for key in ("step", "losses", "arrays_digest", "metrics_bytes", "metrics_sha256")
         ],
         *[
             lambda content, change=change: content["checkpoints"][0].update(change)

@@ -1,0 +1,47 @@
+"""What native libraries print, around Python, while several processes train together.
+
+XLA reports a process that is lost with a page of messages and then aborts this one, without asking Python. So a reader,
+a process of its own, gets all of them, and says the one sentence that matters. It starts without JAX.
+"""
+
+import atexit
+import os
+import subprocess
+import sys
+from collections import deque
+from typing import Any
+
+# What XLA prints before it aborts because another process is lost.
+FATAL = b"the JAX distributed service detected fatal errors"
+LOST = "error: another process of this run ended or cannot be reached; the same command continues the run"
+ENDED = b"\0"  # what a process sends that has said itself how it ended
+LINES = 200  # shown of a process that crashed for another reason
+
+
+def hold_native_output() -> None:
+    """Send to a reader what is written to descriptors 1 and 2, except by Python.
+
+    BABYJAX_DEBUG=1 leaves everything as it is.
+    """
+    if os.environ.get("BABYJAX_DEBUG") == "1":
+        return
+    command = [sys.executable, "-c", "from babyjax.native_output import read; read()"]
+    # In a session of its own, since Ctrl-C is not meant for it.
+    reader = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    assert reader.stdin is not None
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        stream.flush()
+        number = stream.fileno()
+        setattr(sys, name, os.fdopen(os.dup(number), "w", 1, encoding="utf-8", errors="backslashreplace"))
+        os.dup2(reader.stdin.fileno(), number)
+    atexit.register(os.write, reader.stdin.fileno(), ENDED)
+
+
+def read() -> None:
+    """Read until the process ends. Show nothing, one sentence, or the last lines, by how it ended."""
+    lines = deque(sys.stdin.buffer, LINES)
+    if any(FATAL in line for line in lines):
+        print(LOST, file=sys.stderr)
+    elif not (lines and lines[-1].endswith(ENDED)):
+        sys.stderr.buffer.writelines(lines)
