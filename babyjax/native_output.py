@@ -11,9 +11,11 @@ import sys
 from collections import deque
 from typing import Any
 
-# What XLA prints before it aborts because another process is lost.
-FATAL = b"the JAX distributed service detected fatal errors"
+# What XLA prints before it aborts because another process is lost, and the call that failed if it never came.
+FATAL, CONNECTING = b"the JAX distributed service detected fatal errors", b"RegisterTask"
 LOST = "error: another process of this run ended or cannot be reached; the same command continues the run"
+MISSED = "error: not all processes came within 5 minutes; start as many as distributed.processes= says"
+NOISE = b"[Gloo]"  # how a library says that all is well
 ENDED = b"\0"  # what a process sends that has said itself how it ended
 LINES = 200  # shown of a process that crashed for another reason
 
@@ -40,8 +42,8 @@ def hold_native_output() -> None:
 
 def read() -> None:
     """Read until the process ends. Show nothing, one sentence, or the last lines, by how it ended."""
-    lines = deque(sys.stdin.buffer, LINES)
+    lines = deque((line for line in sys.stdin.buffer if not line.startswith(NOISE)), LINES)
     if any(FATAL in line for line in lines):
-        print(LOST, file=sys.stderr)
+        print(MISSED if any(CONNECTING in line for line in lines) else LOST, file=sys.stderr)
     elif not (lines and lines[-1].endswith(ENDED)):
         sys.stderr.buffer.writelines(lines)

@@ -7,6 +7,7 @@ hears from its own system, the others have to be told, in the same order everywh
 import atexit
 import os
 import signal
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -75,6 +76,12 @@ def leads() -> bool:
 def agreed(number: int) -> int:
     """Return the number that process 0 has, an int32. All processes must ask, as for everything below."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(number))) if several() else number
+
+
+def alike(text: str) -> bool:
+    """Return whether all processes have the same text."""
+    digests = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode()))) if several() else np.zeros(1)
+    return bool((digests == digests[0]).all())
 
 
 def highest(number: int) -> int:

@@ -67,6 +67,8 @@ def main(argv: list[str]) -> int:
     """Train all combinations, say which is best, and train that with several seeds. Returns the exit status."""
     trials = combinations(argv)
     configs = [config_of(argv, chosen) for chosen in trials]
+    if configs[0].is_distributed:
+        raise ConfigError("a sweep runs in one process; leave out distributed=")
     arguments = all_arguments(argv)
     path = arguments.get("run_dir") or f"checkpoints/sweep-{Path(configs[0].run_dir).name.removesuffix('-seeds')}"
     babyjax.folder_of_runs(path, "|".join(map(re.escape, (TRIALS, WINNER, RESULT, PICTURE))))

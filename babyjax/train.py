@@ -94,7 +94,7 @@ def _train(
         if event is None:
             _already_trained(config, run.step, screen)
         elif not event.last:
-            _stopped(event.step, argv, screen)
+            _stopped(event.step, config, argv, screen)
             return received
         else:
             _conclude(event, config, task, screen)
@@ -146,9 +146,10 @@ def _already_trained(config: Config, step: int, screen: "babyjax.Screen") -> Non
     screen.say(f"{more}overwrite=true starts over; or: {command_line('sample', f'run_dir={config.run_dir}')}")
 
 
-def _stopped(step: int, argv: list[str], screen: "babyjax.Screen") -> None:
+def _stopped(step: int, config: Config, argv: list[str], screen: "babyjax.Screen") -> None:
     screen.say(f"\nstopped   after step {step:,}; {'saved' if step else 'nothing to save'}")
-    screen.say(f"next      {command_line('train', *again(argv))}")
+    everywhere = "in every process: " * config.is_distributed
+    screen.say(f"next      {everywhere}{command_line('train', *again(argv))}")
 
 
 def _decompose(

@@ -28,7 +28,7 @@ from babyjax.files import finite_json, open_appending, refuse_link, remove_tempo
 from babyjax.models import config_of_model
 from babyjax.models.base import LanguageModel
 from babyjax.options import arguments_of, config_to_dict, differences
-from babyjax.processes import agreed, leads
+from babyjax.processes import agreed, alike, leads
 from babyjax.runs.arrays import UNFINISHED, begin_writing, check_arrays, digest_of, fill, places_of, to_save
 from babyjax.runs.directory import (
     METRICS,
@@ -74,8 +74,7 @@ class Run:
         refuse_link(folder / METRICS)  # every other file is replaced, not opened
         with locked(folder) if leads() else nullcontext():
             run = cls(folder, config, corpus, tokenizer, parts)
-            if agreed(run.step) != run.step:
-                raise RunError(f"{folder} is not the folder that process 0 has; all processes need the same")
+            run._compare_processes()
             try:
                 yield run
             finally:
@@ -142,6 +141,15 @@ class Run:
                 f"{self.folder} holds another run: {'; '.join(differing)}. "
                 "Use another run_dir=, or overwrite=true to replace it"
             )
+
+    def _compare_processes(self) -> None:
+        """Raises: RunError if another process is not about to train the same run."""
+        manifest = self._manifest
+        config = manifest.config | {"data": {**manifest.config["data"], "path": None}}
+        if not alike(json.dumps([config, manifest.corpus.sha256, manifest.files, manifest.versions])):
+            raise RunError("the processes have different options, texts or packages; start all with the same command")
+        if not alike(str(self.step)):
+            raise RunError(f"{self.folder} is not one folder for all processes; use a run_dir= that they share")
 
     def restore(self, template: State) -> State:
         """Return the state of the newest checkpoint in the structure of `template`; `template` for a new run.

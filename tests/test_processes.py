@@ -1,0 +1,226 @@
+"""Runs that several processes train together: virtual CPU devices, and gloo between the processes."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from babyjax import processes
+from babyjax.errors import ConfigError
+from babyjax.native_output import ENDED, FATAL, LINES, LOST, MISSED
+from babyjax.options import config_to_dict, load_config
+from babyjax.runs.manifest import read_manifest
+from babyjax.sweep import main as sweep
+from experiments.processes.__main__ import OPTIONS, finish, furthest, losses_of, start
+
+STEPS = 30
+RUN = [*OPTIONS, f"train.steps={STEPS}", "train.eval_interval=10", "checkpoint.interval=10", "train.eval_tokens=500"]
+
+
+def lines_of(run):
+    return (run / "metrics.jsonl").read_bytes()
+
+
+def wait_for_step(run, step, limit=240):
+    """Wait until a checkpoint of `step` is complete."""
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        if (run / "run.json").exists() and any(each.step >= step for each in read_manifest(run).checkpoints):
+            return
+        time.sleep(0.1)
+    raise AssertionError("no checkpoint in time")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run on one device."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    ((status, _, errors),) = finish(start(1, 1, [*RUN, f"run_dir={run}"]))
+    assert status == 0, errors
+    return run
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """A run of two processes of four devices, which hold shares of its state."""
+    run = tmp_path_factory.mktemp("together") / "run"
+    first, second = finish(start(2, 4, [*RUN, "train.mesh=fsdp", f"run_dir={run}"]))
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    assert (first[2], second[1], second[2]) == ("", "", "")  # one process shows
+    assert "for 8 x cpu" in first[1]
+    return run
+
+
+@pytest.mark.slow
+def test_two_processes_of_four_devices_train_as_one_device_does(alone, together):
+    assert furthest(losses_of(together), losses_of(alone)) < 1e-5
+    ours, theirs = (json.loads((run / "result.json").read_text()) for run in (together, alone))
+    assert ours["losses"]["val"]["tokens"] == theirs["losses"]["val"]["tokens"]
+    assert ours["losses"]["val"]["nats_per_token"] == pytest.approx(theirs["losses"]["val"]["nats_per_token"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data", "fsdp"])
+def test_300_steps_on_eight_devices_have_the_losses_of_one(mesh, tmp_path):
+    arguments = [*OPTIONS, "train.steps=300", "train.eval_interval=300", "train.eval_tokens=500", f"train.mesh={mesh}"]
+    for devices in (1, 8):
+        ((status, _, errors),) = finish(start(1, devices, [*arguments, f"run_dir={tmp_path / str(devices)}"]))
+        assert status == 0, errors
+    assert 0 < furthest(losses_of(tmp_path / "8"), losses_of(tmp_path / "1")) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_other_with_one_sentence_and_the_run_goes_on_anywhere(together, alone, tmp_path):
+    run = tmp_path / "run"
+    arguments = [*RUN, "train.mesh=fsdp", f"run_dir={run}"]
+    started = start(2, 4, arguments)
+    wait_for_step(run, 10)
+    started[0].kill()
+    (killed, _, _), (status, _, errors) = finish(started)
+    assert killed == -signal.SIGKILL
+    assert status != 0
+    assert errors == f"{LOST}\n"
+    assert max(each.step for each in read_manifest(run).checkpoints) < STEPS
+    shutil.copytree(run, tmp_path / "alone")
+
+    # The same command continues it, to the byte.
+    assert [status for status, _, _ in finish(start(2, 4, arguments))] == [0, 0]
+    assert lines_of(run) == lines_of(together)
+
+    # So does one process, on one device or eight, within rounding.
+    ((status, out, errors),) = finish(start(1, 1, [*RUN, f"run_dir={tmp_path / 'alone'}"]))
+    assert (status, errors) == (0, "")
+    assert "continuing from step" in out
+    assert furthest(losses_of(tmp_path / "alone"), losses_of(alone)) < 1e-5
+    command = [sys.executable, "-m", "babyjax", "evaluate", f"run_dir={run}", "format=json"]
+    evaluated = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(evaluated.stdout)["losses"]["val"]["nats_per_token"] < 3
+
+
+@pytest.mark.slow
+def test_the_first_process_outlives_no_other(tmp_path):
+    run = tmp_path / "run"
+    started = start(2, 2, [*RUN, "train.steps=5000", f"run_dir={run}"])
+    wait_for_step(run, 10)
+    started[1].kill()
+    (status, _, errors), _ = finish(started)
+    assert status != 0
+    assert errors == f"{LOST}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("process", "number"), [(1, signal.SIGTERM), (0, signal.SIGINT)])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(process, number, tmp_path):
+    run = tmp_path / "run"
+    started = start(2, 2, [*RUN, "train.steps=5000", f"run_dir={run}"])
+    wait_for_step(run, 10)
+    started[process].send_signal(number)
+    first, second = finish(started)
+    assert (first[0], second[0]) == (128 + number, 128 + number)
+    assert (first[2], second[2]) == ("", "")
+    newest = max(each.step for each in read_manifest(run).checkpoints)
+    assert f"stopped   after step {newest:,}; saved\nnext      in every process: " in first[1]
+    assert len(lines_of(run).splitlines()) == newest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (["train.seed=0", "train.seed=1"], "the processes have different options, texts or packages; start all with"),
+        (["run_dir={run}", "run_dir={run}-other"], "is not one folder for all processes; use a run_dir= that they"),
+    ],
+)
+def test_processes_that_do_not_fit_together_end(own, message, together, tmp_path):
+    run = Path(shutil.copytree(together, tmp_path / "run"))
+    arguments = [*RUN, "train.mesh=fsdp", f"run_dir={run}"]
+    for status, _, errors in finish(start(2, 2, arguments, [each.format(run=run) for each in own])):
+        assert status == 1
+        assert message in errors
+        assert errors.count("\n") == 1
+    assert lines_of(run) == lines_of(together)
+
+
+@pytest.mark.slow
+def test_every_device_of_every_process_needs_a_part_of_a_batch(tmp_path):
+    for status, _, errors in finish(start(2, 2, [*RUN, "train.batch_size=6", f"run_dir={tmp_path / 'run'}"])):
+        assert status == 2
+        assert errors.startswith("error: 4 devices of 2 processes do not divide a batch of 6")
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        (b"[Gloo] Rank 0 is connected\nW1127 a warning\n" + ENDED, ""),
+        (b"W1127 a warning\nF1127 Terminating process because " + FATAL + b".\n*** stack trace\n", f"{LOST}\n"),
+        (b"F1127 " + FATAL + b"\nRPC: /xla.coordination.CoordinationService/RegisterTask\n", f"{MISSED}\n"),
+        (b"[Gloo] Rank 0\nF1127 another failure\nat 0x7f", "F1127 another failure\nat 0x7f"),
+        (b"line\n" * (LINES + 50), "line\n" * LINES),
+        (b"", ""),
+    ],
+)
+def test_what_libraries_print_is_shown_only_after_a_crash(written, shown):
+    command = [sys.executable, "-c", "from babyjax.native_output import read; read()"]
+    ran = subprocess.run(command, input=written, capture_output=True, check=True)
+    assert (ran.stdout, ran.stderr.decode()) == (b"", shown)
+
+
+def test_python_prints_as_before_while_libraries_are_held():
+    script = """
+import os, sys
+from babyjax.native_output import hold_native_output
+hold_native_output()
+os.write(1, b"a library\\n"); os.write(2, b"a library\\n")
+print("Python", flush=True); print("error", file=sys.stderr, flush=True)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == ("Python\n", "error\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["distributed.process=1"], "belong together; give all three"),
+        (["distributed.coordinator=here", "distributed.processes=2", "distributed.process=0"], "is not HOST:PORT"),
+        (["distributed.coordinator=a:70000", "distributed.processes=2", "distributed.process=0"], "is not HOST:PORT"),
+        (["distributed.coordinator=a:1", "distributed.processes=2", "distributed.process=2"], "is not one of"),
+        (
+            ["distributed.coordinator=a:1", "distributed.processes=2", "distributed.process=0", "distributed=auto"],
+            "itself",
+        ),
+        (["distributed=auto", "model=bigram"], "trainer=counting runs in one process"),
+        (["distributed=auto", "train.seeds=2"], "train.seeds=2 runs in one process"),
+    ],
+)
+def test_options_of_processes_that_contradict_each_other_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(arguments)
+
+
+def test_a_cluster_that_jax_does_not_know_is_told_in_one_sentence():
+    ((status, out, errors),) = finish(start(1, 1, ["distributed=auto"]))
+    assert (status, out) == (2, "")
+    assert errors.startswith("error: distributed=auto knows no cluster here")
+    assert errors.count("\n") == 1
+
+
+def test_a_sweep_stays_in_one_process():
+    with pytest.raises(ConfigError, match="a sweep runs in one process"):
+        sweep(["optimizer.learning_rate=1e-3,1e-2", "distributed=auto"])
+
+
+def test_a_run_does_not_know_its_processes():
+    together = load_config(["distributed.coordinator=a:1", "distributed.processes=2", "distributed.process=1"])
+    assert together.is_distributed
+    assert config_to_dict(together) == config_to_dict(load_config([]))
+
+
+def test_one_process_agrees_with_itself():
+    assert (processes.agreed(7), processes.highest(3), processes.alike("x")) == (7, 3, True)
+    assert processes.leads()
+    assert not processes.several()
