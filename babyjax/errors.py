@@ -34,7 +34,7 @@ class CheckpointError(RunError):
 
 
 class ProcessError(BabyjaxError):
-    """The processes that train together did not find each other."""
+    """The processes that train together did not find each other, or one of them is lost."""
 
 
 class DivergenceError(BabyjaxError):

@@ -13,8 +13,8 @@ from typing import Any
 
 # What XLA prints before it aborts because another process is lost, and the call that failed if it never came.
 FATAL, CONNECTING = b"the JAX distributed service detected fatal errors", b"RegisterTask"
-LOST = "error: another process of this run ended or cannot be reached; the same command continues the run"
-MISSED = "error: not all processes came within 5 minutes; start as many as distributed.processes= says"
+LOST = "another process of this run ended or cannot be reached; the same command continues the run"
+MISSED = "not all processes came within 5 minutes; start as many as distributed.processes= says"
 NOISE = b"[Gloo]"  # how a library says that all is well
 ENDED = b"\0"  # what a process sends that has said itself how it ended
 LINES = 200  # shown of a process that crashed for another reason
@@ -44,6 +44,6 @@ def read() -> None:
     """Read until the process ends. Show nothing, one sentence, or the last lines, by how it ended."""
     lines = deque((line for line in sys.stdin.buffer if not line.startswith(NOISE)), LINES)
     if any(FATAL in line for line in lines):
-        print(MISSED if any(CONNECTING in line for line in lines) else LOST, file=sys.stderr)
+        print("error:", MISSED if any(CONNECTING in line for line in lines) else LOST, file=sys.stderr)
     elif not (lines and lines[-1].endswith(ENDED)):
         sys.stderr.buffer.writelines(lines)

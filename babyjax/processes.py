@@ -20,7 +20,7 @@ from jaxtyping import Array, Shaped, UInt32
 
 from babyjax.config import Config
 from babyjax.errors import ConfigError, ProcessError
-from babyjax.native_output import hold_native_output
+from babyjax.native_output import LOST, hold_native_output
 
 Tree = TypeVar("Tree")
 # A process that is silent for so long is taken for dead, and then all others end.
@@ -41,11 +41,23 @@ def joined(config: Config) -> Iterator[None]:
     _connect(config)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has caught it, to tell whoever asks for preemptions
     try:
-        yield
+        with _explained():
+            yield
     except BaseException as error:
         # The others wait for this process in a step, and at exit JAX would wait for them.
         atexit.register(os._exit, getattr(error, "exit_status", 1))
         raise
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what JAX raises if it cannot reach another process into one sentence."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not any(word in str(error).lower() for word in ("gloo", "nccl", "peer", "coordination", "unavailable")):
+            raise
+        raise ProcessError(LOST) from error
 
 
 def _connect(config: Config) -> None:
