@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from babyjax.config import Options, choices_of, interval_of
-from babyjax.errors import BabyjaxError, OutOfMemoryError
+from babyjax.errors import BabyjaxError, OutOfMemoryError, debugging
 from babyjax.files import discard, user_cache
 from babyjax.options import options_of
 
@@ -127,11 +127,6 @@ def describe(options: Options) -> str:
         rows.append((f"{key}={shown}", ", ".join(filter(None, (field.description, limits)))))
     width = max(len(left) for left, _ in rows)
     return "\n".join(f"  {left:{width}}  {right}" for left, right in rows)
-
-
-def debugging() -> bool:
-    """Return whether errors are shown with their tracebacks."""
-    return os.environ.get("BABYJAX_DEBUG") == "1"
 
 
 def prepare_jax() -> None:

@@ -1,5 +1,12 @@
 """The errors a user can cause. Each message is one or two sentences: what is wrong, the value, the remedy."""
 
+import os
+
+
+def debugging() -> bool:
+    """Return whether BABYJAX_DEBUG=1 asks for tracebacks, and for all that libraries print."""
+    return os.environ.get("BABYJAX_DEBUG") == "1"
+
 
 class BabyjaxError(Exception):
     """Base class of every error babyjax raises on purpose. A command exits with status 1."""

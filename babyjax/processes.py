@@ -5,7 +5,6 @@ hears from its own system, the others have to be told, in the same order everywh
 """
 
 import atexit
-import os
 import signal
 import zlib
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from jaxtyping import Array, Shaped, UInt32
 
 from babyjax.config import Config
 from babyjax.errors import ConfigError, ProcessError
-from babyjax.native_output import LOST, hold_native_output
+from babyjax.native_output import LOST, hold_native_output, leave
 
 Tree = TypeVar("Tree")
 # A process that is silent for so long is taken for dead, and then all others end.
@@ -29,14 +28,11 @@ SILENCE_SECONDS = 30
 
 @contextmanager
 def joined(config: Config) -> Iterator[None]:
-    """Connect this process with the others for as long as this lasts, if the config is distributed.
+    """Connect this process with the others for as long as this lasts.
 
     It comes before anything else asks JAX for devices. Raises: ConfigError or ProcessError if they do not find each
     other.
     """
-    if not config.is_distributed:
-        yield
-        return
     hold_native_output()
     _connect(config)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has caught it, to tell whoever asks for preemptions
@@ -45,7 +41,8 @@ def joined(config: Config) -> Iterator[None]:
             yield
     except BaseException as error:
         # The others wait for this process in a step, and at exit JAX would wait for them.
-        atexit.register(os._exit, getattr(error, "exit_status", 1))
+        status = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_status", 1)
+        atexit.register(leave, status)
         raise
 
 
@@ -65,7 +62,7 @@ def _connect(config: Config) -> None:
     given = {"coordinator_address": chosen.coordinator, "num_processes": chosen.processes, "process_id": chosen.process}
     try:
         jax.distributed.initialize(**(given if chosen.coordinator else {}), heartbeat_timeout_seconds=SILENCE_SECONDS)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise ConfigError(
             "distributed=auto knows no cluster here (it knows Slurm, Open MPI, Kubernetes and Cloud TPUs); give "
             "distributed.coordinator=HOST:PORT, distributed.processes= and distributed.process="

@@ -24,6 +24,7 @@ from babyjax.config import (
     NGramConfig,
     OptimizerConfig,
     Options,
+    ProcessesConfig,
     SGDConfig,
     SyntheticConfig,
     TrainConfig,
@@ -122,7 +123,7 @@ def presets_table(group: str) -> list[str]:
 def options_page() -> str:
     """Return docs/options.md."""
     lines = [INTRODUCTION, "", "## babyjax train", "", *options_table(Config), ""]
-    for title, options in (("train", TrainConfig), ("checkpoint", CheckpointConfig)):
+    for title, options in (("train", TrainConfig), ("checkpoint", CheckpointConfig), ("distributed", ProcessesConfig)):
         lines += [f"### {title}", "", *options_table(options), ""]
     for group, classes in GROUPS.items():
         lines += [f"### {group}", "", *presets_table(group), ""]

@@ -119,7 +119,9 @@ def test_commands_have_options_that_exist():
 @pytest.mark.parametrize("name", NAMES)
 def test_options_that_are_mentioned_exist(name):
     known = set(re.findall(r"^\| `([\w.]+)=`", text_of("docs/options.md"), re.MULTILINE))
-    mentioned = set(re.findall(r"\b((?:model|data|trainer|optimizer|train|checkpoint)\.[a-z_0-9]+)=", text_of(name)))
+    mentioned = set(
+        re.findall(r"\b((?:model|data|trainer|optimizer|train|checkpoint|distributed)\.[a-z_0-9]+)=", text_of(name))
+    )
     assert mentioned <= known
 
 

@@ -4,7 +4,9 @@ The models call the fast forms; `tests/models/test_ops.py` compares the values a
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,8 +19,24 @@ Queries = Float[Array, "B T H K"]
 Heads = Float[Array, "B T G K"]  # keys or values: G divides H, and each serves the H / G next to each other
 Cached = Float[Array, "B G S K"]
 Weights = Float[Array, "B G n T S"]  # of attention: n = H / G queries share a key
-TILE = 64  # columns of a product that an accelerator works on together
+TILE = 64  # columns of a product that a GPU works on together
 Change = Callable[[Weights], Weights]
+_TARGET: ContextVar[Any] = ContextVar("target", default=None)
+
+
+def target() -> Any:
+    """Return the device that programs are for: the first one here, or that of `compiled_for`."""
+    return _TARGET.get() or jax.devices()[0]
+
+
+@contextmanager
+def compiled_for(device: Any) -> Iterator[None]:
+    """Build models and programs for a device that need not be here."""
+    token = _TARGET.set(device)
+    try:
+        yield
+    finally:
+        _TARGET.reset(token)
 
 
 def matmul_reference(
@@ -39,8 +57,8 @@ def matmul(
 
 
 def _with_whole_tiles(x: Float[Array, "D E"]) -> Float[Array, "D F"]:
-    """Add columns of zeros for an accelerator, whose products of 50,257 columns are slower than those of 50,304."""
-    return x if jax.default_backend() == "cpu" else jnp.pad(x, ((0, 0), (0, -x.shape[1] % TILE)))
+    """Add columns of zeros for a GPU, whose products of 50,257 columns are slower than those of 50,304."""
+    return x if target().platform != "gpu" else jnp.pad(x, ((0, 0), (0, -x.shape[1] % TILE)))
 
 
 # The gradient of float32 logits is rounded to the bfloat16 of their factors before it meets them, since a
@@ -173,11 +191,11 @@ def _attend_to(
 
 
 def choose_attention(dtype: str, head_size: int) -> str:
-    """Return "cudnn" if the first device has a fused kernel for these heads, else "xla".
+    """Return "cudnn" if the target has a fused kernel for these heads, else "xla".
 
     cuDNN's needs bfloat16, an NVIDIA GPU from Ampere on, and a head size of at most 128 that 8 divides.
     """
-    device = jax.devices()[0]
+    device = target()
     nvidia = device.platform == "gpu" and "NVIDIA" in device.device_kind and float(device.compute_capability) >= 8
     return "cudnn" if nvidia and dtype == "bfloat16" and head_size % 8 == 0 and 0 < head_size <= 128 else "xla"
 

@@ -1,6 +1,7 @@
 """Every fast form beside its reference: the same values and the same gradients."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babyjax.models import ops
+from babyjax.models import make_model, ops
 from babyjax.models.layers import dropout
 from babyjax.models.ops import KeyValueCache
+from babyjax.recipes import presets
 
 
 def values_and_gradients(function):
@@ -48,10 +50,10 @@ def test_matmul_can_return_more_precision_than_it_reads():
     assert y.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_the_gradient_of_a_product_in_more_precision_is_that_of_its_factors(monkeypatch, backend):
-    """On an accelerator with columns of zeros to a whole tile."""
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "gpu"])
+def test_the_gradient_of_a_product_in_more_precision_is_that_of_its_factors(monkeypatch, platform):
+    """On a GPU with columns of zeros to a whole tile."""
+    monkeypatch.setattr(ops, "target", lambda: SimpleNamespace(platform=platform))
     x, kernel = normal(5, 64).astype(jnp.bfloat16), normal(64, 4, seed=1).astype(jnp.bfloat16)
     function = jax.grad(lambda x, kernel, matmul: jnp.sin(matmul(x, kernel, "float32")).sum(), argnums=(0, 1))
     ours, theirs = (function(x, kernel, form) for form in (ops.matmul, ops.matmul_reference))
@@ -59,7 +61,18 @@ def test_the_gradient_of_a_product_in_more_precision_is_that_of_its_factors(monk
     chex.assert_trees_all_close(ours, theirs, atol=0.05, rtol=0.02)
     values = [form(x, kernel, "float32") for form in (ops.matmul, ops.matmul_reference)]
     chex.assert_trees_all_close(*values, rtol=1e-6)
-    assert ops._with_whole_tiles(kernel).shape == (64, 64 if backend == "gpu" else 4)
+    assert ops._with_whole_tiles(kernel).shape == (64, 64 if platform == "gpu" else 4)
+
+
+def test_a_model_can_be_built_for_a_device_that_is_not_here():
+    h100 = SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3", compute_capability="9.0")
+    with ops.compiled_for(h100):
+        assert ops.choose_attention("bfloat16", 64) == "cudnn"
+        assert ops.choose_attention("float32", 64) == "xla"
+        model = jax.eval_shape(lambda: make_model(presets["gpt-tiny"].replace(dtype="bfloat16"), 65, jax.random.key(0)))
+        assert model.config.attention == "cudnn"
+    assert ops.target() == jax.devices()[0]
+    assert ops.choose_attention("bfloat16", 64) == "xla"
 
 
 @given(st.integers(0, 99), st.floats(0, 100))
