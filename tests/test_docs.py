@@ -187,6 +187,7 @@ def test_what_is_said_of_the_ladder_is_on_record():
     reference, text = record("reference")["tinyshakespeare"], text_of("docs/ladder.md")
     names = [name for name in reference["rungs"] if name.startswith("babygpt")][:10]
     verdicts = {name: reference["rungs"][name] for name in names}
+    text = text[: text.index("`gpt-tiny-2019`, with 19 times")]
     listed = re.findall(r"^- (Better|Worse|Not distinguishable): ((?:.|\n(?!-))*)", text, re.MULTILINE)
     said = {figure: kind for kind, part in listed for figure in re.findall(r"[-+]\d\.\d{4}\s±\s\d\.\d{4}", part)}
     kinds = {"B": "Better", "A": "Worse", None: "Not distinguishable"}
@@ -204,28 +205,57 @@ def test_what_is_said_of_the_ladder_is_on_record():
 
 def test_what_is_said_of_larger_rungs_is_on_record():
     rungs, text = record("reference")["tinyshakespeare"]["rungs"], text_of("docs/ladder.md")
-    tiny, rotary, rms = (rungs[name] for name in ("gpt-tiny-2019", "babygpt-v13-rotary", "babygpt-v14-rmsnorm"))
-    assert f"with {tiny['parameters'] / rungs['babygpt-v9-layernorm']['parameters']:.0f} times as many" in text
+    text = text[text.index("`gpt-tiny-2019`, with 19 times") :]
+    names = list(rungs)
+    larger = {name: rungs[name] for name in names[names.index("gpt-tiny-2019") :]}
+    tiny, last = larger["gpt-tiny-2019"], larger["gpt-tiny"]
+    assert tiny["parameters"] / rungs["babygpt-v9-layernorm"]["parameters"] == pytest.approx(19, abs=0.5)
     assert f"as many characters: {tiny['mean']:.4f}." in text
-    assert (rotary["below"], rotary["better"]) == ("gpt-tiny-2019", "B")
-    assert f"better by {-rotary['difference']:.4f} ± {rotary['half_width']:.4f};" in text
-    assert (rms["below"], rms["better"]) == ("babygpt-v13-rotary", None)
-    assert f"({abs(rms['difference']):.4f} ± {rms['half_width']:.4f})" in text
-    assert all(float(each["rate"]) == max(map(float, each["rates"])) for each in (tiny, rotary, rms))
+    better, same = text[text.index("- Better:") :].split("- Not distinguishable:")
+    same = same[: same.index("\n\n")]
+    for name, row in larger.items():
+        if name.startswith("babygpt"):
+            said = f"({row['difference']:+.4f} ± {row['half_width']:.4f})"
+            assert name.split("-")[1] in (better if row["better"] == "B" else same)
+            assert said in (better if row["better"] == "B" else same)
+    grouped, normed = larger["babygpt-v16-gqa"], larger["babygpt-v17-qknorm"]
+    assert 1 - grouped["parameters"] / larger["babygpt-v15-swiglu"]["parameters"] == pytest.approx(0.08, abs=0.005)
+    assert f"v17 reaches {normed['mean']:.4f}." in text
+    assert last["parameters"] / normed["parameters"] == pytest.approx(0.25, abs=0.01)
+    assert (last["below"], last["better"]) == ("babygpt-v17-qknorm", "A")
+    assert f"Muon: {last['mean']:.4f}, worse than v17 by {last['difference']:.4f} ± {last['half_width']:.4f}" in text
+    largest = [name for name, row in larger.items() if float(row["rate"]) == max(map(float, row["rates"]))]
+    assert set(larger) - set(largest) == {"babygpt-v16-gqa", "gpt-tiny"}
 
 
 def test_what_is_said_of_compiled_steps_is_on_record():
-    whole, split = (
-        next(
-            step
-            for step in record("ahead_of_time")["steps"]
-            if step["options"][0] == "model=gpt2-xl" and step["mesh"] == kind
-        )
-        for kind in ("data", "fsdp")
-    )
-    assert "error" in whole
-    assert "train.batch_size=32" in split["options"]
-    assert f"takes {split['bytes'] / 2**30:.2f} GiB" in text_of("docs/ladder.md")
+    steps = {
+        (target, *step["options"], step["mesh"]): step
+        for target, found in record("ahead_of_time").items()
+        for step in found["steps"]
+    }
+    xl = ("tpu", "model=gpt2-xl", "train.batch_size=32", "model.remat=true")
+    assert "error" in steps[*xl, "data"]
+    for page in ("docs/ladder.md", "docs/devices.md"):
+        assert f"{steps[*xl, 'fsdp']['bytes'] / 2**30:.2f} GiB" in text_of(page)
+    page = text_of("docs/devices.md")
+    small = ("h100", "model=gpt2", "model.dtype=bfloat16", "train.batch_size=16")
+    fused, plain = (steps[*small, f"model.attention={attention}", "data"] for attention in ("cudnn", "xla"))
+    assert fused["attention"] == {"forward": 12, "backward": 12}
+    assert f"takes {fused['temporary_bytes'] / 2**30:.2f} GiB of an H100" in page
+    assert f"without it {plain['temporary_bytes'] / 2**30:.2f} GiB" in page
+    assert not any(".cas." in name for target in record("ahead_of_time").values() for name in target["atomics"])
+
+
+def test_what_is_said_of_processes_is_on_record():
+    found, page = record("processes"), text_of("docs/devices.md")
+    assert max(row["furthest"] for row in found["rows"]) < 1e-5
+    assert f"is {max(row['furthest'] for row in found['rows']):.1e}, for one device" in page
+    assert found["same_bytes"]
+    state = found["state"]
+    assert f"A network of {state['parameters'] / 1e6:.1f}M parameters" in page
+    assert f"takes {state['data'] / 2**20:.0f} MiB of" in page
+    assert f"and {state['fsdp'] / 2**20:.0f} MiB with `fsdp`" in page
 
 
 def test_what_is_said_of_growth_is_on_record():

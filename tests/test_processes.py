@@ -16,7 +16,7 @@ from babyjax.native_output import ENDED, FATAL, LINES, LOST, MISSED
 from babyjax.options import config_to_dict, load_config
 from babyjax.runs.manifest import read_manifest
 from babyjax.sweep import main as sweep
-from experiments.processes.__main__ import OPTIONS, finish, furthest, losses_of, start
+from experiments.processes.__main__ import HERE, OPTIONS, finish, furthest, losses_of, start, text
 
 STEPS = 30
 RUN = [*OPTIONS, f"train.steps={STEPS}", "train.eval_interval=10", "checkpoint.interval=10", "train.eval_tokens=500"]
@@ -228,3 +228,8 @@ def test_one_process_agrees_with_itself():
     assert (processes.agreed(7), processes.highest(3), processes.alike("x")) == (7, 3, True)
     assert processes.leads()
     assert not processes.several()
+
+
+def test_the_report_is_that_of_its_record():
+    record = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
+    assert text(record) == (HERE / "results.md").read_text(encoding="utf-8")

@@ -34,6 +34,11 @@ def section(name: str, results: Results) -> list[str]:
         for rung, row in rungs.items()
         if row["rates"] and row["rate"] in (min(row["rates"], key=float), max(row["rates"], key=float))
     ]
+    again = [
+        short(rung)
+        for rung, row in rungs.items()
+        if "below" in row and abs(row["mean"] - rungs[row["below"]]["mean"] - row["difference"]) > 1e-6
+    ]
     lines = [
         f"## {name}",
         "",
@@ -47,6 +52,11 @@ def section(name: str, results: Results) -> list[str]:
         f"- The chosen learning rate is the largest or smallest that was tried: {', '.join(edges) or 'none'}.",
         f"- Verified (`evaluate verify=true`, the first seed): {sum(row['verified'] for row in rungs.values())} of "
         f"{len(rungs)} rungs passed.",
+        *(
+            [f"- Compared with the rung below before it was trained again, so by other runs: {', '.join(again)}."]
+            if again
+            else []
+        ),
         "",
         "| rung | parameters | steps x batch x block | rate | nats per token | bits per byte | and the rung below |",
         "|:---|---:|---:|---:|---:|---:|:---|",

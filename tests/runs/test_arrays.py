@@ -52,7 +52,8 @@ def test_what_is_written_is_read_to_the_bit(written):
 def test_what_is_written_is_read_to_devices(written):
     template = state_of(2)
     places = places_of(template)
-    arrays = read_arrays(*written, places)
+    path, digest = written
+    arrays = read_arrays(path, digest, places)
     assert {name: array.sharding for name, array in arrays.items() if isinstance(array, jax.Array)} == places
     assert len(places) > 5
     chex.assert_trees_all_equal(fill(arrays, template), state_of(1))
