@@ -11,15 +11,33 @@ from pathlib import Path
 import pytest
 
 from babyjax import processes
+from babyjax.data.corpus import load_corpus
 from babyjax.errors import ConfigError
 from babyjax.native_output import ENDED, FATAL, LINES, LOST, MISSED
 from babyjax.options import config_to_dict, load_config
 from babyjax.runs.manifest import read_manifest
 from babyjax.sweep import main as sweep
-from experiments.processes.__main__ import HERE, OPTIONS, finish, furthest, losses_of, start, text
+from experiments.processes import __main__ as experiment
+from experiments.processes.__main__ import HERE, OPTIONS, furthest, losses_of, start, text
 
 STEPS = 30
 RUN = [*OPTIONS, f"train.steps={STEPS}", "train.eval_interval=10", "checkpoint.interval=10", "train.eval_tokens=500"]
+
+
+# Takes windows from a file however few tokens there are.
+FROM_FILE = """
+import sys
+from babyjax.cli import run_command
+from babyjax.train import help_text, main
+from babyjax.training import gradient, source
+
+gradient.ON_DEVICE, source.TOKENS_AT_ONCE = 0, 2000
+run_command(main, help_text)
+"""
+
+
+def finish(started):
+    return experiment.finish(started, seconds=300)
 
 
 def lines_of(run):
@@ -62,6 +80,27 @@ def test_two_processes_of_four_devices_train_as_one_device_does(alone, together)
     ours, theirs = (json.loads((run / "result.json").read_text()) for run in (together, alone))
     assert ours["losses"]["val"]["tokens"] == theirs["losses"]["val"]["tokens"]
     assert ours["losses"]["val"]["nats_per_token"] == pytest.approx(theirs["losses"]["val"]["nats_per_token"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_each_process_reads_its_own_windows_from_a_file(tmp_path):
+    (tmp_path / "text.txt").write_text(load_corpus("synthetic", length=20000).text, encoding="utf-8")
+    prepare = [
+        sys.executable,
+        "-m",
+        "babyjax",
+        "prepare",
+        f"data.path={tmp_path / 'text.txt'}",
+        f"out={tmp_path / 'text'}",
+    ]
+    subprocess.run(prepare, capture_output=True, check=True)
+    arguments = [each for each in RUN if not each.startswith("data")] + [f"data.path={tmp_path / 'text'}"]
+    for number, program in ((1, ("-m", "babyjax", "train")), (2, ("-c", FROM_FILE))):
+        for status, _, errors in finish(
+            start(number, 2, [*arguments, f"run_dir={tmp_path / str(number)}"], (), program)
+        ):
+            assert status == 0, errors
+    assert 0 < furthest(losses_of(tmp_path / "2"), losses_of(tmp_path / "1")) < 1e-5
 
 
 @pytest.mark.slow

@@ -52,12 +52,18 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start(processes: int, devices: int, arguments: list[str], own: Sequence[str] = ()) -> list[subprocess.Popen[str]]:
+def start(
+    processes: int,
+    devices: int,
+    arguments: list[str],
+    own: Sequence[str] = (),
+    program: Sequence[str] = ("-m", "babyjax", "train"),
+) -> list[subprocess.Popen[str]]:
     """Start `babyjax train` in one process or in several that train together, each with some devices.
 
-    `own` has one more argument for each process.
+    `own` has one more argument for each process. `program` is what Python runs.
     """
-    command = [sys.executable, "-m", "babyjax", "train", *arguments]
+    command = [sys.executable, *program, *arguments]
     port, commands = free_port(), [command]
     if processes > 1:
         together = [f"distributed.coordinator=localhost:{port}", f"distributed.processes={processes}"]
@@ -67,10 +73,14 @@ def start(processes: int, devices: int, arguments: list[str], own: Sequence[str]
     return [subprocess.Popen(each, env=environment(devices), **pipes) for each in commands]
 
 
-def finish(started: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """Wait for processes. Returns the status, output and errors of each."""
-    ended = [(each, *each.communicate()) for each in started]
-    return [(each.returncode, out, errors) for each, out, errors in ended]
+def finish(started: list[subprocess.Popen[str]], seconds: float | None = None) -> list[tuple[int, str, str]]:
+    """Wait for processes. Returns the status, output and errors of each. Raises: TimeoutExpired after some seconds."""
+    try:
+        ended = [(each, *each.communicate(timeout=seconds)) for each in started]
+        return [(each.returncode, out, errors) for each, out, errors in ended]
+    finally:
+        for each in started:
+            each.kill()
 
 
 def losses_of(run: Path) -> list[float]:

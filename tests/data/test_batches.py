@@ -85,6 +85,7 @@ def test_windows_from_a_file_are_those_from_memory(on_disk, rng, dtype):
     assert not is_mapped(tokens)
     windows = read_windows(mapped, 3, 7, 5, 4, 8)
     np.testing.assert_array_equal(windows, read_windows(tokens, 3, 7, 5, 4, 8))
+    np.testing.assert_array_equal(windows[:, 1:3], read_windows(mapped, 3, 7, 5, 4, 8, slice(1, 3)))
     assert windows.dtype == dtype
     np.testing.assert_array_equal(read_windows(mapped[70:], 3, 7, 5, 4, 8), read_windows(tokens[70:], 3, 7, 5, 4, 8))
     for step in range(7, 12):

@@ -57,8 +57,13 @@ import sys
 from dataclasses import replace
 import jax, numpy as np
 import babyjax
+from babyjax.evaluation import losses as evaluation
+from babyjax.runs.arrays import digest_of
 from babyjax.training import gradient
+from babyjax.trees import named_arrays
 
+places, place = [], evaluation.place
+evaluation.place = lambda array, where: places.append(where) or place(array, where)
 options = ["model=babygpt-v9-layernorm", "model.n_embd=128", "model.n_head=8", "train.batch_size=8", "train.steps=3"]
 sizes, losses = {}, {}
 for kind, on_disk in (("data", False), ("fsdp", False), ("fsdp", True), ("data", True)):
@@ -73,7 +78,15 @@ for kind, on_disk in (("data", False), ("fsdp", False), ("fsdp", True), ("data",
         task = replace(task, split=task.split._replace(train=np.memmap(sys.argv[1], np.uint8, "r")))
     trainer = babyjax.make_trainer(config, task)
     assert trainer._from_file == on_disk
-    losses[kind, on_disk] = np.concatenate([event.train_losses for event in trainer.run(trainer.init())])
+    events = list(trainer.run(trainer.init()))
+    losses[kind, on_disk] = np.concatenate([event.train_losses for event in events])
+    places.clear()
+    model = events[-1].state.model
+    spread, alone = (task.evaluate(each, ["val"])["val"] for each in (model, jax.tree.map(np.asarray, model)))
+    assert places and all(place.shard_shape((8, 1)) == (1, 1) for place in places)
+    np.testing.assert_allclose(spread.per_token, alone.per_token, rtol=1e-6)
+    digest = digest_of(named_arrays(model))
+    assert digest == digest_of(jax.tree.map(np.asarray, named_arrays(model)))
     gradient._compiled = compiled
     sizes.setdefault(kind, programs[0].memory_analysis().argument_size_in_bytes)
     gathered = programs[0].as_text().count(" all-gather(")
