@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from babyjax.config import Options, choices_of, interval_of
-from babyjax.errors import BabyjaxError, OutOfMemoryError, debugging
+from babyjax.errors import BabyjaxError, LostError, OutOfMemoryError, debugging
 from babyjax.files import discard, user_cache
+from babyjax.native_output import leave
 from babyjax.options import options_of
 
 Main = Callable[[list[str]], int | None]
@@ -46,9 +48,12 @@ def run_command(main: Main, help_text: Callable[[list[str]], str]) -> NoReturn:
         _fail(error, error)
     except KeyboardInterrupt:
         complain("interrupted")
-        sys.exit(130)
+        _exit(130)
     except Exception as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            if others_wait():
+                traceback.print_exc()
+                _exit(1)
             raise
         _fail(OutOfMemoryError("out of memory; use a smaller model, batch or vocabulary"), error)
     finally:
@@ -89,10 +94,28 @@ def _keep_standard_streams() -> None:
 
 
 def _fail(error: BabyjaxError, cause: Exception) -> NoReturn:
-    if debugging():
+    if debugging() and not others_wait():
         raise cause
-    complain(f"error: {' '.join(str(error).split())}")
-    sys.exit(error.exit_status)
+    if debugging():
+        traceback.print_exception(cause)
+    elif isinstance(error, LostError):
+        leave(error.exit_status, lost=True)
+    else:
+        complain(f"error: {' '.join(str(error).split())}")
+    _exit(error.exit_status)
+
+
+def others_wait() -> bool:
+    """Return whether this process trains together with others, which wait for it in a step or a save."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _exit(status: int) -> NoReturn:
+    """End a command that failed. JAX and Orbax would wait for the other processes first, and they for this one."""
+    if others_wait():
+        leave(status)
+    sys.exit(status)
 
 
 def command_line(command: str, *arguments: str) -> str:

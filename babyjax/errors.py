@@ -41,7 +41,11 @@ class CheckpointError(RunError):
 
 
 class ProcessError(BabyjaxError):
-    """The processes that train together did not find each other, or one of them is lost."""
+    """The processes that train together did not find each other."""
+
+
+class LostError(BabyjaxError):
+    """Another process that trains together with this one cannot be reached."""
 
 
 class DivergenceError(BabyjaxError):

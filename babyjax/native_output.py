@@ -9,13 +9,16 @@ import os
 import subprocess
 import sys
 from collections import deque
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from babyjax.errors import debugging
 
 # What XLA prints before it aborts because another process is lost, and the call that failed if it never came.
 FATAL, CONNECTING = b"the JAX distributed service detected fatal errors", b"RegisterTask"
-LOST = "another process of this run ended or cannot be reached; the same command continues the run"
+LOST = (
+    "another process of this run ended, where its own message says why, or is lost; the same command continues the run"
+)
 MISSED = "not all processes came within 5 minutes; start as many as distributed.processes= says"
 NOISE = b"[Gloo]"  # how a library says that all is well
 ENDED = b"\0"  # what a process sends that has said itself how it ended
@@ -33,26 +36,40 @@ def hold_native_output() -> None:
     # In a session of its own, since Ctrl-C is not meant for it.
     reader = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     assert reader.stdin is not None
-    for name in ("stdout", "stderr"):
+    for number, name in ((1, "stdout"), (2, "stderr")):
         stream: Any = getattr(sys, name)
-        stream.flush()
-        number = stream.fileno()
-        setattr(sys, name, os.fdopen(os.dup(number), "w", 1, encoding="utf-8", errors="backslashreplace"))
+        with suppress(AttributeError, OSError):  # closed, or not a file
+            stream.flush()
+            if stream.fileno() == number:
+                shown = os.fdopen(os.dup(number), "w", 1, encoding="utf-8", errors="backslashreplace")
+                setattr(sys, name, shown)
         os.dup2(reader.stdin.fileno(), number)
-    atexit.register(os.write, 2, ENDED)
+    atexit.register(_tell_reader, ENDED)
 
 
-def leave(status: int) -> NoReturn:
-    """End this process at once, without waiting for the others. It has said how it ended."""
-    if not debugging():
-        os.write(2, ENDED)
+def _tell_reader(what: bytes) -> None:
+    with suppress(OSError):
+        os.write(2, b"" if debugging() else what)
+
+
+def leave(status: int, *, lost: bool = False) -> NoReturn:
+    """End this process at once, without waiting for its threads or for other processes.
+
+    It has said how it ended, or has `lost` another process: the reader says so, once, since XLA may say it too.
+    """
+    _tell_reader(FATAL if lost else ENDED)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):
+            stream.flush()
     os._exit(status)
 
 
 def read() -> None:
     """Read until the process ends. Show nothing, one sentence, or the last lines, by how it ended."""
     lines = deque((line for line in sys.stdin.buffer if not line.startswith(NOISE)), LINES)
+    if any(ENDED in line for line in lines):
+        return
     if any(FATAL in line for line in lines):
         print("error:", MISSED if any(CONNECTING in line for line in lines) else LOST, file=sys.stderr)
-    elif not (lines and lines[-1].endswith(ENDED)):
+    else:
         sys.stderr.buffer.writelines(lines)

@@ -1,10 +1,9 @@
 """The processes of a run: each has devices of its own, on one machine or on many, and JAX connects them.
 
-Process 0 writes the run and shows it. All of them take every step together, so what one decides by its own clock or
-hears from its own system, the others have to be told, in the same order everywhere.
+Process 0 writes the run and shows it. All take every step together, so they agree on what only one of them knows: what
+its clock says, and which signal it received. All must ask, and in the same order.
 """
 
-import atexit
 import signal
 import zlib
 from collections.abc import Iterator
@@ -18,8 +17,8 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Shaped, UInt32
 
 from babyjax.config import Config
-from babyjax.errors import ConfigError, ProcessError
-from babyjax.native_output import LOST, hold_native_output, leave
+from babyjax.errors import ConfigError, LostError, ProcessError
+from babyjax.native_output import LOST, hold_native_output
 
 Tree = TypeVar("Tree")
 # A process that is silent for so long is taken for dead, and then all others end.
@@ -28,33 +27,30 @@ SILENCE_SECONDS = 30
 
 @contextmanager
 def joined(config: Config) -> Iterator[None]:
-    """Connect this process with the others for as long as this lasts.
+    """Connect this process with the others, before anything else asks JAX for devices.
 
-    It comes before anything else asks JAX for devices. Raises: ConfigError or ProcessError if they do not find each
-    other.
+    What libraries print is held back until this process ends. Raises: ConfigError or ProcessError if the processes do
+    not find each other, LostError if one cannot be reached later.
     """
     hold_native_output()
     _connect(config)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has caught it, to tell whoever asks for preemptions
     try:
-        with _explained():
-            yield
-    except BaseException as error:
-        # The others wait for this process in a step, and at exit JAX would wait for them.
-        status = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_status", 1)
-        atexit.register(leave, status)
-        raise
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what JAX raises if it cannot reach another process into one sentence."""
-    try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if not any(word in str(error).lower() for word in ("gloo", "nccl", "peer", "coordination", "unavailable")):
+        if not is_lost(error):
             raise
-        raise ProcessError(LOST) from error
+        raise LostError(LOST) from error
+
+
+def is_lost(error: Exception) -> bool:
+    """Return whether an error of JAX or Orbax says that another process cannot be reached."""
+    words = ("gloo", "nccl", "peer", "coordination", "unavailable", "barrier")
+    return any(word in str(error).lower() for word in words)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
 
 
 def _connect(config: Config) -> None:
@@ -62,14 +58,14 @@ def _connect(config: Config) -> None:
     given = {"coordinator_address": chosen.coordinator, "num_processes": chosen.processes, "process_id": chosen.process}
     try:
         jax.distributed.initialize(**(given if chosen.coordinator else {}), heartbeat_timeout_seconds=SILENCE_SECONDS)
-    except (ValueError, KeyError) as error:
-        raise ConfigError(
-            "distributed=auto knows no cluster here (it knows Slurm, Open MPI, Kubernetes and Cloud TPUs); give "
-            "distributed.coordinator=HOST:PORT, distributed.processes= and distributed.process="
-        ) from error
-    except RuntimeError as error:
+    except (ValueError, KeyError, RuntimeError) as error:
+        if config.distributed == "auto" and not isinstance(error, RuntimeError):
+            raise ConfigError(
+                "distributed=auto knows no cluster here (it knows Slurm, Open MPI, Kubernetes and Cloud TPUs); give "
+                "distributed.coordinator=HOST:PORT, distributed.processes= and distributed.process="
+            ) from error
         where = chosen.coordinator or "the coordinator"
-        raise ProcessError(f"the processes did not find each other at {where}: {str(error).splitlines()[0]}") from error
+        raise ProcessError(f"the processes did not find each other at {where}: {_first_line(error)}") from error
 
 
 def several() -> bool:
@@ -104,7 +100,7 @@ def total(sums: UInt32[np.ndarray, " N"]) -> UInt32[np.ndarray, " N"]:
 
 
 def place(array: Shaped[np.ndarray, "..."], where: Sharding) -> Array:
-    """Put on devices an array that every process has. Each puts what belongs on its own."""
+    """Put on devices an array that every process has. Each process puts its own shards."""
     return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
 

@@ -52,20 +52,20 @@ def help_text(argv: list[str]) -> str:
 def main(argv: list[str]) -> int:
     """Train, or continue, the run that the arguments describe. Returns the exit status."""
     config = load_config(argv)
+    screen, chosen = babyjax.Screen(), config.processes
     if not config.is_distributed:
-        return _main(config, argv, babyjax.Screen())
-    if config.processes.process == 0:
-        babyjax.Screen().say(
-            f"waiting at {config.processes.coordinator} for all {config.processes.processes} processes"
-        )
+        with screen.status("starting JAX"):
+            prepare_jax()
+        return _main(config, argv, screen)
+    if chosen.process == 0 and chosen.processes != 1:
+        screen.say(f"waiting at {chosen.coordinator} for all {chosen.processes} processes")
     with babyjax.joined(config):
         prepare_jax()
         return _main(config, argv, babyjax.Screen(silent=not babyjax.leads()))
 
 
 def _main(config: Config, argv: list[str], screen: "babyjax.Screen") -> int:
-    with screen.status("starting JAX, reading the corpus") as update:
-        prepare_jax()
+    with screen.status("reading the corpus") as update:
         log = babyjax.find_log(config.log)
         task = babyjax.load_task(config, progress=lambda what, share: update(f"{what}: {share:.0%}"))
     received = (_train if config.train.seeds == 1 else _train_seeds)(config, task, log, screen, argv)
@@ -91,6 +91,7 @@ def _train(
             return babyjax.ConsoleSink(screen, task.entropy, step, total)
 
         state, event, received = babyjax.train_run(babyjax.Job(run, config, task), log, screen, console)
+        model = babyjax.whole(state.model) if config.model.is_v1 else None
         if event is None:
             _already_trained(config, run.step, screen)
         elif not event.last:
@@ -99,7 +100,6 @@ def _train(
         else:
             _conclude(event, config, task, screen)
             received = 0  # a signal in the last moment stopped nothing
-        model = babyjax.whole(state.model) if config.model.is_v1 else None
         if model is not None and babyjax.leads() and not run.has_decomposition():
             with stop_signals() as signals:
                 _decompose(model, config, task, run, screen, signals)
@@ -148,8 +148,10 @@ def _already_trained(config: Config, step: int, screen: "babyjax.Screen") -> Non
 
 def _stopped(step: int, config: Config, argv: list[str], screen: "babyjax.Screen") -> None:
     screen.say(f"\nstopped   after step {step:,}; {'saved' if step else 'nothing to save'}")
-    everywhere = "in every process: " * config.is_distributed
-    screen.say(f"next      {everywhere}{command_line('train', *again(argv))}")
+    arguments = [each for each in again(argv) if not each.startswith("distributed.process=")]
+    own = ", with its own distributed.process=" * (len(arguments) < len(again(argv)))
+    everywhere = f"in every process{own}: " if config.is_distributed else ""
+    screen.say(f"next      {everywhere}{command_line('train', *arguments)}")
 
 
 def _decompose(

@@ -123,7 +123,8 @@ def test_a_lost_process_ends_the_other_with_one_sentence_and_the_run_goes_on_any
     (killed, _, _), (status, _, errors) = finish(started)
     assert killed == -signal.SIGKILL
     assert status != 0
-    assert errors == f"error: {LOST}\n"
+    assert errors.startswith(f"error: {LOST}")
+    assert errors.count("\n") == 1
     assert max(each.step for each in read_manifest(run).checkpoints) < STEPS
     shutil.copytree(run, tmp_path / "alone")
 
@@ -149,7 +150,35 @@ def test_the_first_process_outlives_no_other(tmp_path):
     started[1].kill()
     (status, _, errors), _ = finish(started)
     assert status != 0
-    assert errors == f"error: {LOST}\n"
+    assert errors.startswith(f"error: {LOST}")
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_process_that_cannot_save_ends_and_so_does_the_other(process, tmp_path):
+    run = tmp_path / "run"
+    broken = f"""
+import sys
+from babyjax.cli import run_command
+from babyjax.runs import run
+from babyjax.train import help_text, main
+
+def begin_writing(path, arrays, real=run.begin_writing):
+    if path.name == "20":
+        raise run.CheckpointError("No space left on device")
+    return real(path, arrays)
+
+if "distributed.process={process}" in sys.argv:
+    run.begin_writing = begin_writing
+run_command(main, help_text)
+"""
+    both = finish(start(2, 2, [*RUN, "train.steps=5000", f"run_dir={run}"], (), ("-c", broken)))
+    for number, (status, _, errors) in enumerate(both):
+        assert status != 0
+        assert ("No space left on device" if number == process else LOST) in errors
+        assert errors.count("\n") == 1
+    assert [each.step for each in read_manifest(run).checkpoints] == [10]
 
 
 @pytest.mark.slow
@@ -163,7 +192,9 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(process, number, 
     assert (first[0], second[0]) == (128 + number, 128 + number)
     assert (first[2], second[2]) == ("", "")
     newest = max(each.step for each in read_manifest(run).checkpoints)
-    assert f"stopped   after step {newest:,}; saved\nnext      in every process: " in first[1]
+    said = f"stopped   after step {newest:,}; saved\nnext      in every process, with its own distributed.process=: "
+    assert said in first[1]
+    assert "distributed.process=0" not in first[1]
     assert len(lines_of(run).splitlines()) == newest
 
 

@@ -1,7 +1,7 @@
 """A pytree on disk: named arrays written by Orbax, and one digest of them all. Nothing is pickled.
 
-The digest does not depend on how arrays are divided over devices and processes, and each process computes it of the
-parts it has, on the devices that have them. It detects damage, also a single flipped bit, and not forgery.
+The digest does not depend on how arrays are divided over devices and processes. Each process sums up the parts it has,
+on the host, or on an accelerator that has them. It detects damage, also a single flipped bit, and not forgery.
 """
 
 import hashlib
@@ -20,8 +20,9 @@ import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import Array, UInt32
 
-from babyjax.errors import CheckpointError, DivergenceError
-from babyjax.processes import leads, several, total
+from babyjax.errors import CheckpointError, DivergenceError, LostError
+from babyjax.native_output import LOST
+from babyjax.processes import is_lost, leads, several, total
 from babyjax.trees import named_arrays
 
 Tree = TypeVar("Tree")
@@ -63,11 +64,12 @@ def _finite(arrays: Arrays) -> dict[str, Array]:
 def digest_of(arrays: Arrays) -> str:
     """Return the sha256 of the names, types, shapes and sums of arrays; a sum has the bits and places of all numbers.
 
-    If other processes have parts of them, all must ask.
+    If other processes have parts of them, every process must call this.
     """
     sums = np.array(_sums(arrays), np.uint32)
-    divided = any(isinstance(array, jax.Array) and not array.is_fully_addressable for array in arrays.values())
-    return _digest(_described(arrays), total(sums) if divided else sums)
+    divided = {isinstance(array, jax.Array) and not array.is_fully_addressable for array in arrays.values()}
+    assert len(divided) < 2, "all arrays belong to all processes, or none"
+    return _digest(_described(arrays), total(sums) if True in divided else sums)
 
 
 def _described(arrays: Arrays) -> list[str]:
@@ -115,7 +117,7 @@ def _parts(array: Any) -> Iterator[_Part]:
 def _sum_of(part: _Part) -> Any:
     """Return the sum of a part modulo 2**32: a number, or one that a device computes meanwhile."""
     if isinstance(part.rows, jax.Array):
-        return _sum_on_device(*part)
+        return _sum_on_device(part.rows, np.uint32(part.first % 2**32), np.uint32(part.stride % 2**32))
     rows, sums = np.ascontiguousarray(part.rows), 0
     words = rows.view(np.dtype(f"u{min(rows.dtype.itemsize, 4)}"))
     each = words.shape[1] // max(rows.shape[1], 1)  # words of a number: two for 64 bits
@@ -133,7 +135,7 @@ def _sum_on_device(rows: Array, first: Any, stride: Any) -> UInt32[Array, ""]:
     assert rows.dtype.itemsize <= 4, "there are no 64-bit numbers on a device"
     kind = jnp.dtype(f"u{rows.dtype.itemsize}")
     words = rows.astype(kind) if rows.dtype == bool else jax.lax.bitcast_convert_type(rows, kind)
-    return _mixed(jnp, words.astype(jnp.uint32), jnp.uint32(first), jnp.uint32(stride))
+    return _mixed(jnp, words.astype(jnp.uint32), first, stride)
 
 
 def _mixed(xp: ModuleType, words: Any, first: Any, stride: Any) -> Any:
@@ -149,10 +151,12 @@ def _mixed(xp: ModuleType, words: Any, first: Any, stride: Any) -> Any:
 
 
 def begin_writing(path: Path, arrays: Arrays) -> Callable[[], None]:
-    """Begin to write arrays to the folder `path`, which appears when it is complete. Returns what ends it.
+    """Begin to write arrays to the folder `path`, and return a function that waits until it is complete.
 
-    If other processes have parts, all must begin, each writes its own, and the arrays may change afterwards. If not,
-    they are written when it ends, and `arrays` is emptied. Raises, at the beginning or the end: CheckpointError.
+    If other processes have parts, every process must call this; each writes its own, and the arrays may change
+    afterwards. If not, they are written in the function that is returned, and `arrays` is emptied.
+
+    Both raise: CheckpointError if they cannot be written, LostError if another process is lost.
     """
     if not several():
         return partial(_write, path, arrays)
@@ -263,6 +267,8 @@ def _explained(path: Path | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if several() and is_lost(error):
+            raise LostError(LOST) from error
         reason = _reason(error)
         raise CheckpointError(f"{path} cannot be read ({reason})" if path else reason) from error
 

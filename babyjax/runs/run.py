@@ -28,7 +28,7 @@ from babyjax.files import finite_json, open_appending, refuse_link, remove_tempo
 from babyjax.models import config_of_model
 from babyjax.models.base import LanguageModel
 from babyjax.options import arguments_of, config_to_dict, differences
-from babyjax.processes import agreed, alike, leads
+from babyjax.processes import agreed, alike, leads, several
 from babyjax.runs.arrays import UNFINISHED, begin_writing, check_arrays, digest_of, fill, places_of, to_save
 from babyjax.runs.directory import (
     METRICS,
@@ -146,7 +146,8 @@ class Run:
         """Raises: RunError if another process is not about to train the same run."""
         manifest = self._manifest
         config = manifest.config | {"data": {**manifest.config["data"], "path": None}}
-        if not alike(json.dumps([config, manifest.corpus.sha256, manifest.files, manifest.versions])):
+        mine = [config, self._config.overwrite, manifest.corpus.sha256, manifest.files, manifest.versions]
+        if not alike(json.dumps(mine)):
             raise RunError("the processes have different options, texts or packages; start all with the same command")
         if not alike(str(self.step)):
             raise RunError(f"{self.folder} is not one folder for all processes; use a run_dir= that they share")
@@ -256,18 +257,15 @@ class Run:
     def _announce(self, entry: Checkpoint) -> None:
         """List a step as pending, before anything of it is written."""
         path = self.folder / STEPS / str(entry.step)
-        if leads():
-            if os.path.lexists(path):
-                raise CheckpointError(f"{path} is in the way, and not of this run")
-            self._write_manifest(self._manifest.replace(pending=[entry.step]))
+        if leads() and os.path.lexists(path):
+            raise CheckpointError(f"{path} is in the way, and not of this run")
+        self._write_manifest(self._manifest.replace(pending=[entry.step]))
 
     def _complete(self, entry: Checkpoint, end: Callable[[], None]) -> None:
         """Wait until a checkpoint is written, read it back, list it, and remove those that are not kept."""
         with self._saving_of(entry):
             end()
             check_arrays(self.folder / STEPS / str(entry.step), entry.arrays_digest)
-            if not leads():
-                return
             every = {each.step: each for each in (*self._manifest.checkpoints, entry)}
             kept = {*list(every)[-self._config.checkpoint.keep :], best_step(every)}
             doomed = [step for step in every if step not in kept]
@@ -275,7 +273,7 @@ class Run:
                 checkpoints=[every[step] for step in every if step in kept], pending=doomed
             )
             self._write_manifest(manifest)
-            for step in doomed:
+            for step in doomed if leads() else ():
                 self._remove(step)
             if doomed:
                 self._write_manifest(manifest.replace(pending=[]))
@@ -316,7 +314,8 @@ class Run:
         return saved_checkpoints(self.folder, self._manifest)
 
     def _write_manifest(self, manifest: Manifest) -> None:
-        manifest.write(self.folder)
+        if leads():
+            manifest.write(self.folder)
         self._manifest = manifest
 
     def _write_json(self, name: str, content: dict[str, Any]) -> None:
@@ -346,7 +345,8 @@ class Run:
         if self._metrics is not None:
             with suppress(OSError):  # a row that could not be written has been reported
                 self._metrics.close()
-        self._worker.shutdown(wait=True)
+        # What is still being saved after an error may wait for a process that is lost.
+        self._worker.shutdown(wait=not several())
 
 
 def save_run(model: LanguageModel, tokenizer: Tokenizer, path: str | Path, *, overwrite: bool = False) -> Path:

@@ -49,6 +49,11 @@ class _Guarded(io.TextIOBase):
             discard(self._stream)
 
 
+class _Nowhere(io.TextIOBase):
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 class _Console(Console):
     def show_cursor(self, show: bool = True) -> bool:
         """Never hide it: a command that a signal ends at once could not show it again."""
@@ -62,8 +67,7 @@ class Screen:
     """
 
     def __init__(self, *, stderr: bool = False, silent: bool = False) -> None:
-        shown = io.StringIO() if silent else sys.stderr if stderr else sys.stdout
-        self._stream = _Guarded(shown)
+        self._stream = _Guarded(_Nowhere() if silent else sys.stderr if stderr else sys.stdout)
         self._console = _Console(file=cast(TextIO, self._stream))
         self._live: Progress | None = None
 

@@ -117,7 +117,7 @@ def draw(name: str, results: Results, path: Path) -> None:
             fontsize=8,
         )
     labels = [short(rung).replace("gpt-tiny-", "gpt-tiny\n").replace(" ", "\n") for rung in rungs]
-    axes.set_xticks(range(len(rungs)), labels, fontsize=8, rotation=45)
+    axes.set_xticks(range(len(rungs)), labels, fontsize=8, rotation=60)
     axes.set(ylabel="validation loss (nats per token)", title=f"The ladder on {name}")
     axes.grid(alpha=0.3, axis="y")
     axes.legend(loc="upper right")
