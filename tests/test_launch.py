@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from babyjax.options import load_config
 from babyjax.runs.manifest import read_manifest
 from experiments.processes.__main__ import OPTIONS, environment
 
@@ -82,3 +83,15 @@ def test_skypilot_starts_a_process_per_machine(tmp_path):
     (shown, errors), (silent, more) = (machine.communicate() for machine in machines)
     assert ([machine.returncode for machine in machines], errors, silent, more) == ([0, 0], "", "", "")
     assert is_trained(tmp_path / "run", shown)
+
+
+def test_every_host_of_a_tpu_slice_gets_the_command(tmp_path):
+    (tmp_path / "gcloud").write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "gcloud").chmod(0o755)
+    command = ["bash", str(LAUNCH / "tpu.sh"), "my-tpu", "us-central2-b", "model=gpt2", "run_dir=/shared/run"]
+    ran = subprocess.run(command, env=surroundings(tmp_path), capture_output=True, text=True, check=True)
+    *_, name, zone, workers, remote = ran.stdout.splitlines()
+    assert (name, zone, workers) == ("my-tpu", "--zone=us-central2-b", "--worker=all")
+    words = remote.removeprefix("--command=").split()
+    assert words[:2] == ["babyjax", "train"]
+    assert load_config(words[2:]).is_distributed

@@ -1,6 +1,7 @@
 """Runs that several processes train together: virtual CPU devices, and gloo between the processes."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -126,20 +127,36 @@ def test_a_lost_process_ends_the_other_with_one_sentence_and_the_run_goes_on_any
     assert errors.startswith(f"error: {LOST}")
     assert errors.count("\n") == 1
     assert max(each.step for each in read_manifest(run).checkpoints) < STEPS
-    shutil.copytree(run, tmp_path / "alone")
+    for devices in (1, 8):
+        shutil.copytree(run, tmp_path / str(devices))
 
     # The same command continues it, to the byte.
     assert [status for status, _, _ in finish(start(2, 4, arguments))] == [0, 0]
     assert lines_of(run) == lines_of(together)
 
     # So does one process, on one device or eight, within rounding.
-    ((status, out, errors),) = finish(start(1, 1, [*RUN, f"run_dir={tmp_path / 'alone'}"]))
-    assert (status, errors) == (0, "")
-    assert "continuing from step" in out
-    assert furthest(losses_of(tmp_path / "alone"), losses_of(alone)) < 1e-5
+    for devices in (1, 8):
+        other = tmp_path / str(devices)
+        ((status, out, errors),) = finish(start(1, devices, [*RUN, "train.mesh=fsdp", f"run_dir={other}"]))
+        assert (status, errors) == (0, "")
+        assert "continuing from step" in out
+        assert furthest(losses_of(other), losses_of(alone)) < 1e-5
     command = [sys.executable, "-m", "babyjax", "evaluate", f"run_dir={run}", "format=json"]
     evaluated = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(evaluated.stdout)["splits"]["val"]["nats_per_token"] < 3
+
+
+@pytest.mark.slow
+def test_processes_notice_a_damaged_checkpoint(together, tmp_path):
+    run = Path(shutil.copytree(together, tmp_path / "run"))
+    for path in (run / "steps" / str(STEPS)).rglob("d/*"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+    first, second = finish(start(2, 4, [*RUN, "train.mesh=fsdp", f"run_dir={run}"]))
+    assert first[0] == 1
+    assert re.search(r"error: \S+/steps/30 (was changed|cannot be read)", first[2] + second[2])
+    assert [first[2].count("\n"), second[2].count("\n")] == [1, 1]
 
 
 @pytest.mark.slow
