@@ -228,6 +228,20 @@ def test_what_is_said_of_larger_rungs_is_on_record():
     assert set(larger) - set(largest) == {"babygpt-v16-gqa", "gpt-tiny"}
 
 
+def test_what_is_said_of_poems_is_on_record():
+    poems, text = record("reference")["songci"], text_of("docs/ladder.md")
+    text = " ".join(text[text.index("On Song dynasty poems") :].split("\n\n")[0].split())
+    first, ninth = (poems["rungs"][name] for name in ("babygpt", "babygpt-v9-layernorm"))
+    best = min(poems["ngrams"], key=poems["ngrams"].__getitem__)
+    assert (first["below"], first["better"]) == ("bigram", "B")
+    assert f"v1 reaches {first['mean']:.4f}, better than the add-one bigram by {-first['difference']:.4f} ± " in text
+    assert f"± {first['half_width']:.4f}, and v9 layer norm {ninth['mean']:.4f}, but" in text
+    assert (
+        f"2-gram {poems['ngrams']['2']:.4f} and the best n-gram, of order {best}, {poems['ngrams'][best]:.4f}" in text
+    )
+    assert poems["ngrams"][best] < poems["ngrams"]["2"] < ninth["mean"] < first["mean"]
+
+
 def test_what_is_said_of_compiled_steps_is_on_record():
     steps = {
         (target, *step["options"], step["mesh"]): step

@@ -106,16 +106,21 @@ def draw(name: str, results: Results, path: Path) -> None:
     label = f"{results['tokens'] / 1e6:.2f}M tokens per rung, mean of {results['seeds']} seeds (dashes)"
     axes.plot(range(len(rungs)), [row["mean"] for row in rungs.values()], "o-", ms=4, color="tab:blue", label=label)
     best = min(ngrams, key=ngrams.__getitem__)
-    for order in sorted({"2", "3", "4", best} & set(ngrams)):
-        axes.axhline(ngrams[order], color="grey", lw=1, ls="--")
-        axes.annotate(
-            f"counted {order}-gram: {ngrams[order]:.3f}",
-            (0, ngrams[order]),
-            xytext=(0, -10),
-            textcoords="offset points",
-            color="dimgrey",
-            fontsize=8,
-        )
+    means = [row["mean"] for row in rungs.values()]
+    apart, drawn = 0.05 * (max(means) - ngrams[best]), []
+    for order in sorted({"2", "3", "4", best} & set(ngrams), key=ngrams.__getitem__):
+        if all(ngrams[order] - below > apart for below in drawn):  # or their labels would overlap
+            drawn.append(ngrams[order])
+            axes.axhline(ngrams[order], color="grey", lw=1, ls="--")
+            axes.annotate(
+                f"counted {order}-gram: {ngrams[order]:.3f}",
+                (0, ngrams[order]),
+                xytext=(0, -10),
+                textcoords="offset points",
+                color="dimgrey",
+                fontsize=8,
+            )
+    axes.set_ylim(ngrams[best] - 1.5 * apart)
     labels = [short(rung).replace("gpt-tiny-", "gpt-tiny\n").replace(" ", "\n") for rung in rungs]
     axes.set_xticks(range(len(rungs)), labels, fontsize=8, rotation=60)
     axes.set(ylabel="validation loss (nats per token)", title=f"The ladder on {name}")
