@@ -48,8 +48,8 @@ def measure(what: str, preset: str, folder: Path) -> dict[str, Any]:
     if what == "run" and model is not None:  # not measured: what export reads
         babyjax.save_run(model, tokenizer(config.vocab_size), folder / "run")
         return {}
-    before = resident("VmRSS")
     CLEAR.write_text("5")
+    before = resident("VmRSS")
     start = time.perf_counter()
     if what == "save":
         assert isinstance(model, babyjax.BabyGPT)
@@ -90,7 +90,8 @@ def report(results: dict[str, Any], folder: Path) -> None:
         "import": "`load_huggingface`",
     }
     rows = [
-        f"| {title} | {results[what]['seconds']:.2f} | {results[what]['memory']:.2f} |" for what, title in names.items()
+        f"| {title} | {results[what]['seconds']:.2f} | {round(results[what]['memory'], 2) + 0.0:.2f} |"
+        for what, title in names.items()
     ]
     lines = [
         "# Hugging Face directories",
