@@ -51,7 +51,7 @@ def run_command(main: Main, help_text: Callable[[list[str]], str]) -> NoReturn:
         _exit(130)
     except Exception as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-            if others_wait():
+            if _others_wait():
                 traceback.print_exc()
                 _exit(1)
             raise
@@ -94,7 +94,7 @@ def _keep_standard_streams() -> None:
 
 
 def _fail(error: BabyjaxError, cause: Exception) -> NoReturn:
-    if debugging() and not others_wait():
+    if debugging() and not _others_wait():
         raise cause
     if debugging():
         traceback.print_exception(cause)
@@ -105,7 +105,7 @@ def _fail(error: BabyjaxError, cause: Exception) -> NoReturn:
     _exit(error.exit_status)
 
 
-def others_wait() -> bool:
+def _others_wait() -> bool:
     """Return whether this process trains together with others, which wait for it in a step or a save."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
@@ -113,7 +113,7 @@ def others_wait() -> bool:
 
 def _exit(status: int) -> NoReturn:
     """End a command that failed. JAX and Orbax would wait for the other processes first, and they for this one."""
-    if others_wait():
+    if _others_wait():
         leave(status)
     sys.exit(status)
 

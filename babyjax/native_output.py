@@ -1,7 +1,7 @@
-"""What native libraries print, around Python, while several processes train together.
+"""What native libraries print past Python while several processes train together.
 
-XLA reports a process that is lost with a page of messages and then aborts this one, without asking Python. So a reader,
-a process of its own, gets all of them, and says the one sentence that matters. It starts without JAX.
+XLA reports a lost process with a page of messages and aborts this one without returning to Python. So another process,
+the reader, receives these messages and prints the one sentence that matters. It starts without JAX.
 """
 
 import atexit
@@ -16,9 +16,7 @@ from babyjax.errors import debugging
 
 # What XLA prints before it aborts because another process is lost, and the call that failed if it never came.
 FATAL, CONNECTING = b"the JAX distributed service detected fatal errors", b"RegisterTask"
-LOST = (
-    "another process of this run ended, where its own message says why, or is lost; the same command continues the run"
-)
+LOST = "another process of this run failed, as its own message says, or is lost; the same command continues the run"
 MISSED = "not all processes came within 5 minutes; start as many as distributed.processes= says"
 NOISE = b"[Gloo]"  # how a library says that all is well
 ENDED = b"\0"  # what a process sends that has said itself how it ended

@@ -1,7 +1,7 @@
 """The processes of a run: each has devices of its own, on one machine or on many, and JAX connects them.
 
 Process 0 writes the run and shows it. All take every step together, so they agree on what only one of them knows: what
-its clock says, and which signal it received. All must ask, and in the same order.
+its clock says, and which signal it received. Every process must call the functions that agree, and in the same order.
 """
 
 import signal
@@ -79,7 +79,7 @@ def leads() -> bool:
 
 
 def agreed(number: int) -> int:
-    """Return the number that process 0 has, an int32. All processes must ask, as for everything below."""
+    """Return the number that process 0 has, an int32."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(number))) if several() else number
 
 

@@ -37,6 +37,23 @@ run_command(main, help_text)
 """
 
 
+# Stops after the first evaluation, as by a signal.
+STOPPING = """
+import os, signal
+from babyjax.cli import run_command
+from babyjax.runs.run import Run
+from babyjax.train import help_text, main
+
+def record(self, event, *, evaluated, real=Run.record):
+    real(self, event, evaluated=evaluated)
+    if evaluated and event.step:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+Run.record = record
+run_command(main, help_text)
+"""
+
+
 def finish(started):
     return experiment.finish(started, seconds=300)
 
@@ -144,6 +161,19 @@ def test_a_lost_process_ends_the_other_with_one_sentence_and_the_run_goes_on_any
     command = [sys.executable, "-m", "babyjax", "evaluate", f"run_dir={run}", "format=json"]
     evaluated = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(evaluated.stdout)["splits"]["val"]["nats_per_token"] < 3
+
+
+@pytest.mark.slow
+def test_two_processes_continue_what_one_began(alone, tmp_path):
+    run = tmp_path / "run"
+    (one,) = start(1, 1, [*RUN, "checkpoint.interval=1", f"run_dir={run}"], (), ("-c", STOPPING))
+    assert finish([one])[0][0] == 128 + signal.SIGTERM
+    begun = len(lines_of(run).splitlines())
+    assert 0 < begun < STEPS
+    first, second = finish(start(2, 4, [*RUN, "train.mesh=fsdp", f"run_dir={run}"]))
+    assert (first[0], first[2], second[0], second[2]) == (0, "", 0, "")
+    assert f"continuing from step {begun}" in first[1]
+    assert furthest(losses_of(run), losses_of(alone)) < 1e-5
 
 
 @pytest.mark.slow

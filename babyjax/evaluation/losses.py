@@ -264,10 +264,10 @@ class ContextEvaluator:
 
 def _spread_over(model: LanguageModel) -> NamedSharding | None:
     """Return where windows belong if the model is on several devices, each of which has rows; None if on one."""
-    where = getattr(jax.tree.leaves(model)[0], "sharding", None)
-    if not isinstance(where, NamedSharding) or where.mesh.size == 1:
+    leaf = jax.tree.leaves(model)[0]
+    if not isinstance(leaf, jax.Array) or not isinstance(leaf.sharding, NamedSharding) or leaf.sharding.mesh.size == 1:
         return None
-    return NamedSharding(where.mesh, PartitionSpec(where.mesh.axis_names))
+    return NamedSharding(leaf.sharding.mesh, PartitionSpec(leaf.sharding.mesh.axis_names))
 
 
 def _join(

@@ -88,7 +88,10 @@ def _sums(arrays: Arrays) -> list[int]:
 
 
 class _Part(NamedTuple):
-    """A part of an array as rows of numbers: the place of its first number in the whole, and from row to row."""
+    """A part of an array as rows of numbers, and where they are in the flattened array.
+
+    `first` is the index of the first number; the rows begin `stride` apart.
+    """
 
     rows: Any
     first: int
@@ -263,7 +266,7 @@ def _load_alone(path: Path, shapes: dict[str, np.ndarray], names: Sequence[str])
 
 @contextmanager
 def _explained(path: Path | None = None) -> Iterator[None]:
-    """Turn what Orbax raises, many kinds of errors, into one sentence; `path` cannot be read, or is written."""
+    """Turn the many kinds of errors that Orbax raises into one sentence; `path` is what was being read, if anything."""
     try:
         yield
     except Exception as error:
