@@ -13,9 +13,6 @@ from babyjax.errors import BabyjaxError, ConfigError
 from babyjax.files import finite_json, replace_file, user_path
 from babyjax.options import read_options
 
-# Nats by which rounding may change a log-probability. That of bfloat16 depends on the shape of a batch: 0.1 was seen.
-TOLERANCE, BFLOAT16_TOLERANCE = 1e-3, 0.5
-
 
 class EvaluateConfig(Options):
     run_dir: str | None = option(None, "run to evaluate")
@@ -115,19 +112,16 @@ def evaluate(
         _save(path, arrays)
     verification = {}
     if verify:
-        from babyjax.evaluation.evaluator import verify_model
+        from babyjax.evaluation.evaluator import Judged, verify_model
 
-        configs = [each.model for each in (run.config, *run.parts)]
-        rounded = any(isinstance(each, babyjax.BabyGPTConfig) and each.dtype == "bfloat16" for each in configs)
         verification["verification"] = verify_model(
             model,
+            Judged.by([each.model for each in (run.config, *run.parts)]),
             tokens,
             byte_lengths,
             corpus.bytes - babyjax.bytes_of(tokens.train, byte_lengths),  # what the training tokens leave
             arrays["val"],
             stride,
-            tolerance=BFLOAT16_TOLERANCE if rounded else TOLERANCE,
-            logits=isinstance(run.config.model, babyjax.BabyGPTConfig),  # other models return log-probabilities
             progress=lambda share: evaluating("val again, to verify", share),
         )
     return {

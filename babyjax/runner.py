@@ -107,6 +107,9 @@ def _record(
         try:
             for row in rows:
                 events = [with_losses(event, job.task.evaluate, interval) for event, job in zip(row, jobs, strict=True)]
+                events = [
+                    _verified(event, job) if event.last else event for event, job in zip(events, jobs, strict=True)
+                ]
                 for event, job, show in zip(events, jobs, sinks, strict=True):
                     job.run.record(event, evaluated=event.step % interval == 0)
                     show(event)
@@ -122,6 +125,16 @@ def _record(
         for job in jobs:
             job.run.wait()
     return events, signal or (received[0] if received else 0)
+
+
+def _verified(event: Event, job: Job) -> Event:
+    """Verify the losses of the last event."""
+    verification = job.task.verify(event.state.model)
+    if not verification.passed:
+        failed, run_dir = ", ".join(verification.failed), job.config.run_dir
+        how = command_line("evaluate", f"run_dir={run_dir}", "verify=true")
+        complain(f"warning: the losses of {run_dir} cannot be trusted: {failed} failed; {how} says more")
+    return event._replace(verification=verification)
 
 
 class BarSink:

@@ -27,8 +27,9 @@ from babyjax.data.corpus import Corpus, load_corpus
 from babyjax.data.prepared import PreparedCorpus, Progress, load_file
 from babyjax.data.tokenizer import Tokenizer, make_tokenizer
 from babyjax.errors import ConfigError, RunError
-from babyjax.evaluation.evaluator import Evaluator, make_evaluator
+from babyjax.evaluation.evaluator import Evaluator, Judged, make_evaluator, verify_sample
 from babyjax.evaluation.mixing import MixtureEvaluator
+from babyjax.evaluation.verify import Verification
 from babyjax.files import user_path
 from babyjax.interop.arpa import read_arpa
 from babyjax.models import make_model
@@ -77,6 +78,7 @@ class Task:
     model: LanguageModel  # shapes only
     initialize: Callable[[Key[Array, ""]], LanguageModel]
     evaluate: Evaluator
+    verify: Callable[[LanguageModel], Verification]  # on some of the validation tokens
     sampled: bool  # whether `evaluate` scores some of the tokens, not all
     parts: tuple[LoadedRun, ...] = ()  # of a mixture
     origin: str = ""  # the run that it was grown from, in words
@@ -139,8 +141,10 @@ def load_task(
     initialize = partial(make_model, config.model, tokenizer.vocab_size, parts=models)
     model = jax.eval_shape(initialize, jax.random.key(0))
     evaluate = make_evaluator(model, pairs, split, tokenizer.byte_lengths, tokens=tokens)
+    judged = Judged.by([config.model, *(part.config.model for part in parts)])
+    verify = partial(verify_sample, judged=judged, split=split, byte_lengths=tokenizer.byte_lengths)
     sampled = model.max_length is not None and tokens is not None
-    return Task(corpus, tokenizer, split, pairs, model, initialize, evaluate, sampled, parts)
+    return Task(corpus, tokenizer, split, pairs, model, initialize, evaluate, verify, sampled, parts)
 
 
 def _load_parts(config: MixtureConfig, corpus: Corpus | PreparedCorpus, tokenizer: Tokenizer) -> tuple[LoadedRun, ...]:

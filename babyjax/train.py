@@ -134,6 +134,10 @@ def _conclude(event: "babyjax.Event", config: Config, task: "babyjax.Task", scre
         rule = " (standard errors from segments of at least 5,000 tokens)" if "+-" in scored else ""
         screen.say(f"scored    {scored}{rule}")
         screen.say(f"          all tokens: {command_line('evaluate', f'run_dir={config.run_dir}')}")
+    if event.verification:
+        done = [check.passed for check in event.verification.checks if check.passed is not None]
+        tokens = event.verification.loss.tokens
+        screen.say(f"verified  {sum(done)} of {len(done)} checks passed on {tokens:,} validation tokens")
     for line in event.summary:
         screen.say(line)
     screen.say(f"saved to  {config.run_dir}")

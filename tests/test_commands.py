@@ -12,9 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
 from babyjax.errors import RunError
+from babyjax.models import ops
 from babyjax.runs.manifest import read_manifest
 from babyjax.train import main as train
 
@@ -110,6 +112,22 @@ def test_a_bigram_is_counted_evaluated_and_sampled(call, tmp_path, text):
     assert splits["val"]["nats_per_token"] == pytest.approx(splits["val"]["bigram_baseline"])
     samples = samples_of(call("sample", "run_dir=my runs/bigram", "prompt=明月", "num_samples=2", "top_p=0.9")[1])
     assert [(sample[:2], len(sample)) for sample in samples] == [("明月", 302)] * 2
+
+
+def test_a_network_that_looks_ahead_is_recorded_as_such(call, tmp_path, text, monkeypatch):
+    def attend(q, k, v, *rest):
+        return jnp.broadcast_to(v.mean(axis=1, keepdims=True), q.shape)
+
+    arguments = ("model=babygpt-v3-attention", "model.n_embd=10", "model.block_size=9", "train.steps=3")
+    monkeypatch.setattr(ops, "attend", attend)
+    status, out, err = call("train", *arguments, f"data.path={text.name}", "run_dir=ahead")
+    assert status == 0
+    assert "verified  5 of 7 checks passed on 55 validation tokens" in out
+    assert "warning: the losses of ahead cannot be trusted: causal, length failed" in err
+    assert "babyjax evaluate run_dir=ahead verify=true says more" in err
+    verification = json.loads((tmp_path / "ahead" / "result.json").read_text())["verification"]
+    assert verification["passed"] is False
+    assert [name for name, check in verification["checks"].items() if check["passed"] is False] == ["causal", "length"]
 
 
 def test_the_default_corpus_needs_no_network(call, tmp_path):

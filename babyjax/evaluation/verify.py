@@ -163,6 +163,7 @@ def verify(
     nats: Float[np.ndarray, " T"] | None = None,
     tolerance: float = 1e-3,
     seed: int = 0,
+    one_shape: bool = False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Verification:
     """Check that the predictions of a language model are probabilities of the next token given those before it.
@@ -180,6 +181,8 @@ def verify(
       nats: the losses to verify, of every token but the first in the same windows.
       tolerance: the largest difference of two log-probabilities that counts as rounding, in nats.
       seed: seed of the changes that are tried.
+      one_shape: whether `log_probs` is called with one shape only, as suits what is compiled for each. Rows alone and
+        shorter texts are then left out.
       progress: called with the share that is done.
 
     Raises: ConfigError if an argument or the shape of an answer is wrong, TokenError if `tokens` cannot be scored.
@@ -196,9 +199,8 @@ def verify(
     sizes = np.ones(ids, np.int64) if byte_lengths is None else byte_lengths
     windows = ContextEvaluator(Split(tokens, tokens), sizes, block_size, stride)
     starts, places = windows.starts(len(tokens)), np.arange(block_size)
-    model = _Model(log_probs, ids, logits=logits)
-    model(next(windows.chunks(tokens, starts[:1], 1))[0][:, :-1])  # tells the size of its vocabulary
-    rows = max(2, min(HELD // (block_size * model.vocab_size), WINDOW_TOKENS // block_size, len(starts)))
+    model, vocab_size = _Model(log_probs, ids, logits=logits), max(ids, len(sizes))
+    rows = max(2, min(HELD // (block_size * vocab_size), WINDOW_TOKENS // block_size, len(starts)))
     batches = [starts[first : first + rows] for first in range(0, len(starts), rows)]
     rounds = -(-min(PROBES, len(starts)) // rows)
     steps = len(batches) + rounds + 1
@@ -216,7 +218,8 @@ def verify(
         progress((index + 1) / steps)
 
     causal, alone, length, again = (_Worst() for _ in range(4))
-    lengths, refused = sorted({1, block_size // 2, block_size - 1} & set(range(1, block_size))), ""
+    lengths = [] if one_shape else sorted({1, block_size // 2, block_size - 1} & set(range(1, block_size)))
+    refused, aside, short = "", *(("", "") if one_shape else ("alone, ", " and with none"))
     probes = starts[np.linspace(0, len(starts) - 1, rounds * rows).round().astype(np.int64)]
     cuts = np.resize(rng.permutation(min(block_size, len(tokens) - 1) - 1), len(probes))
     for index, first in enumerate(range(0, len(probes), rows)):
@@ -231,7 +234,7 @@ def verify(
             causal.add(model(np.where(which, new, read))[0][~later], base[~later])
 
         alone.add(_nats(base, window)[scored, None], ours[(start + places)[scored], None])
-        for row in rng.choice(rows, min(rows, ALONE), replace=False):
+        for row in [] if one_shape else rng.choice(rows, min(rows, ALONE), replace=False):
             alone.add(model(read[row : row + 1])[0][0], base[row])
         order = np.roll(np.arange(rows), rng.integers(1, rows))  # every row in another place
         for parity in (0, 1):  # and every second row a stranger
@@ -261,8 +264,8 @@ def verify(
         causal.check(
             "causal", tolerance, "predictions with later tokens replaced: the next, all, by other text", single
         ),
-        alone.check("batch", tolerance, "predictions alone, beside other rows and in other places of the batch"),
-        length.check("length", tolerance, f"predictions with 3 paddings on the right and with none{refused}", single),
+        alone.check("batch", tolerance, f"predictions {aside}beside other rows and in other places of the batch"),
+        length.check("length", tolerance, f"predictions with 3 paddings on the right{short}{refused}", single),
         again.check("deterministic", tolerance, "tokens scored again after all other calls, in another order"),
         _coverage(times),
         _claimed(nats, ours, tolerance),

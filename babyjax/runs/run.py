@@ -295,7 +295,8 @@ class Run:
             name: {"nats_per_token": loss.per_token, "bits_per_byte": loss.bits_per_byte, "tokens": loss.tokens}
             for name, loss in (event.losses or {}).items()
         }
-        self._write_json(RESULT, {"step": event.step, "losses": losses})
+        verified = {} if event.verification is None else {"verification": event.verification.as_dict()}
+        self._write_json(RESULT, {"step": event.step, "losses": losses, **verified})
 
     def write_decomposition(self, terms: dict[str, Any]) -> None:
         """Write the decomposition of the loss of a finished run. Raises: RunError if it cannot be written."""

@@ -50,6 +50,8 @@ class Variant(NamedTuple):
 
 SEEDS = (0, 1, 2)
 QWEN = "model=qwen-tiny optimizer=muon-cosine train.steps=1000"
+SMALL = "model=gpt-small train.steps=4300"
+LINEAR = "optimizer.schedule=linear optimizer.final_fraction=0"
 LONG = f"{QWEN} model.block_size=128 train.batch_size=8 train.steps=3000"
 VARIANTS = {
     "qwen-tiny by Muon": Variant(QWEN, SEEDS[:2]),
@@ -70,6 +72,16 @@ VARIANTS = {
     "five minutes: dropout 0.1": Variant(f"{LONG} model.dropout=0.1"),
     "five minutes: 6 blocks of width 96": Variant(
         f"{LONG} model.n_layer=6 model.unroll=6 model.n_embd=96 model.n_head=3 model.n_kv_head=1"
+    ),
+    "gpt-tiny, three seeds": Variant("model=gpt-tiny", SEEDS),
+    "gpt-tiny: linear to 0": Variant(f"model=gpt-tiny {LINEAR}", SEEDS),
+    "gpt-tiny: decay 0.2": Variant("model=gpt-tiny optimizer.weight_decay=0.2", SEEDS),
+    "gpt-small: 4,300 steps": Variant(SMALL),
+    "gpt-small: linear to 0": Variant(f"{SMALL} {LINEAR}"),
+    "gpt-small: decay 0.2": Variant(f"{SMALL} optimizer.weight_decay=0.2"),
+    "gpt-small: blocks of 256, batches of 4": Variant(f"{SMALL} model.block_size=256 train.batch_size=4"),
+    "gpt-small: 4 blocks of width 128": Variant(
+        f"{SMALL} model.n_layer=4 model.unroll=4 model.n_embd=128 model.n_head=4 model.n_kv_head=2"
     ),
     "gpt-tiny": Variant("model=gpt-tiny", SEEDS, final=True),
     "gpt-small": Variant("model=gpt-small", SEEDS[:2], final=True),

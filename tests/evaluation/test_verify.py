@@ -362,6 +362,25 @@ def test_a_jitted_function_passes_and_one_that_looks_ahead_does_not():
     assert "causal" in verify(cheat, TOKENS, block_size=BLOCK).failed
 
 
+def test_a_compiled_program_is_asked_in_one_shape_if_so_wished():
+    """Then it is called less often, and still caught."""
+    table, shapes = jnp.asarray(PAIRS, jnp.float32), set()
+
+    def read(x):
+        shapes.add(x.shape)
+        return table[x]
+
+    verification = verify(read, TOKENS, block_size=BLOCK, nats=NATS, one_shape=True)
+    assert verification.passed
+    assert shapes == {(50, BLOCK)}
+    found = {check.name: check for check in verification.checks}
+    assert "alone" not in found["batch"].detail
+    assert "none" not in found["length"].detail
+    for cheat, name in CHEATS:
+        failed = verify(cheat(), TOKENS, block_size=BLOCK, one_shape=True).failed
+        assert (name in failed) == (cheat not in (depends_on_the_size_of_the_batch, depends_on_the_length)), cheat
+
+
 def test_a_torch_model_passes():
     torch = pytest.importorskip("torch")
     embedding = torch.nn.Embedding.from_pretrained(torch.from_numpy(PAIRS).float(), freeze=False)
@@ -385,15 +404,15 @@ def test_a_torch_model_passes():
         ({"stride": 9}, ConfigError, "stride=9 must lie in"),
         ({"tolerance": -1.0}, ConfigError, "tolerance=-1.0 must be at least 0"),
         ({"tolerance": np.nan}, ConfigError, "tolerance=nan must be at least 0"),
-        ({"log_probs": lambda x: x}, ConfigError, "log_probs must return [1, 8, V], got shape [1, 8]"),
-        ({"log_probs": lambda x: PAIRS[x][:, -1:]}, ConfigError, "got shape [1, 1, 6]"),
-        ({"log_probs": lambda x: None}, ConfigError, "must return [1, 8, V], got shape []"),
+        ({"log_probs": lambda x: x}, ConfigError, "log_probs must return [50, 8, V], got shape [50, 8]"),
+        ({"log_probs": lambda x: PAIRS[x][:, -1:]}, ConfigError, "got shape [50, 1, 6]"),
+        ({"log_probs": lambda x: None}, ConfigError, "must return [50, 8, V], got shape []"),
         ({"log_probs": lambda x: (PAIRS[x], 0.5)}, ConfigError, "must return one array, [B, T, V], got tuple"),
         ({"log_probs": lambda x: PAIRS[x][..., :5]}, ConfigError, "predicts 5 tokens, but the text has id 5"),
         (
             {"log_probs": lambda x: np.zeros((*x.shape, V + len(x)))},
             ConfigError,
-            "log_probs predicts 56 tokens, but 7 at first",
+            "log_probs predicts 7 tokens, but 56 at first",
         ),
     ],
 )
