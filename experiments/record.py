@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+import babyjax
 from babyjax.cli import prepare_jax
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch")
@@ -40,6 +41,20 @@ def origin(results: Results, *packages: str) -> str:
     versions = [f"{name} {results['versions'][name]}" for name in packages]
     parts = (f"`{results['command']}`", results["date"], results["machine"], results["device"], *versions)
     return ", ".join(parts) + "."
+
+
+def counted(path: str) -> Results:
+    """Return the validation losses of counting on a text, in nats per token: the add-one bigram, the best n-gram."""
+    task = babyjax.load_task(babyjax.load_config([f"data.path={path}"]))
+    return {"bigram": task.pairs.baseline("val"), "ngram_order": task.ngram.order, "ngram": task.ngram.val}
+
+
+def beside(counts: Results) -> str:
+    """Return a line of Markdown with what `counted` found."""
+    return (
+        f"Counting has on the same validation split: the add-one bigram {counts['bigram']:.4f}, a "
+        f"{counts['ngram_order']}-gram {counts['ngram']:.4f} (its order chosen on held-out training text)."
+    )
 
 
 def _without_folder(argument: str) -> str:

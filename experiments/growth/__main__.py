@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import babyjax
 from experiments.growth.report import report
-from experiments.record import run_experiment
+from experiments.record import counted, run_experiment
 
 RATE, STEPS, EVERY, SEEDS = 1e-3, 3000, 500, (0, 1, 2)
 PAIRS = [
@@ -100,7 +100,7 @@ def measure(path: str, quick: bool) -> dict[str, Any]:
         results.append({"lower": lower, "upper": upper, "runs": runs})
         print(results[-1], flush=True)
     about = {"corpus": corpus.name, "sha256": corpus.sha256, "learning_rate": RATE, "steps": steps}
-    return about | {"pairs": results}
+    return about | {"counted": counted(path), "pairs": results}
 
 
 if __name__ == "__main__":

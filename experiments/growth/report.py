@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from experiments.record import origin
+from experiments.record import beside, origin
 
 
 def short(options: str) -> str:
@@ -73,6 +73,7 @@ def text(results: dict[str, Any]) -> str:
         f"{steps:,} steps, grows, and trains for {steps:,} more.",
         f"The larger network is also trained from a random initialization, for {2 * steps:,} steps.",
         "Losses are validation losses in nats per token, mean ± standard deviation over the seeds.",
+        beside(results["counted"]),
         "",
         f"- After {steps:,} steps of each, the grown network has the lower loss with every seed in "
         f"{len(pairs) - len(mixed)} of {len(pairs)} pairs{_list(' (seeds in the other: ', mixed)}.",

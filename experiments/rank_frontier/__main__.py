@@ -18,7 +18,7 @@ import babyjax
 from babyjax.counts.factors import Factors
 from babyjax.counts.fit import CountsProblem, Position, Restart, plan_restarts
 from experiments.rank_frontier.report import report
-from experiments.record import run_experiment
+from experiments.record import counted, run_experiment
 
 SEED = 0
 LAST_TOLERANCE = 1e-12
@@ -106,6 +106,7 @@ def measure(path: str, quick: bool) -> dict[str, Any]:
         "seed": SEED,
         "entropy": entropy,
         "mutual_information": information,
+        "counted": counted(path),
         "rows": [row | {"share_of_information": row["gap"] / information} for row in rows],
     }
 

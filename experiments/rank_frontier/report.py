@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.pictures import save_svg
-from experiments.record import origin
+from experiments.record import beside, origin
 
 
 def text(results: dict[str, Any]) -> str:
@@ -24,6 +24,7 @@ def text(results: dict[str, Any]) -> str:
         "The share is the gap over the mutual information, which is all that a model of one previous token can gain.",
         "The validation loss is that of the network with the gap beside it; nothing holds it back from overfitting. "
         "AdamW is v1's recipe, 5,000 steps, one seed.",
+        beside(results["counted"]),
         "",
         "| n_embd | gap | share | restarts | validation loss | AdamW: gap | AdamW: validation loss |",
         "|---:|---:|---:|---:|---:|---:|---:|",
