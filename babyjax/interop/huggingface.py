@@ -385,24 +385,24 @@ def _read_arrays(tensors: Tensors, shapes: BabyGPT, content: dict[str, Any], fol
     return arrays
 
 
-def _their_arrays(model: BabyGPT) -> dict[str, np.ndarray]:
-    """Return the arrays of a model by the names of its Hugging Face class, most of them without a copy."""
+def _their_arrays(model: BabyGPT) -> dict[str, list[np.ndarray]]:
+    """Return the parts of the arrays of a model by the names of its Hugging Face class, without a copy."""
     content = huggingface_config(model)
     family = content["model_type"]
-    arrays = {name: np.asarray(leaf) for name, leaf in named_arrays(model).items()}
+    arrays = {name: [np.asarray(leaf)] for name, leaf in named_arrays(model).items()}
     for module in sorted(_biased(content)):
         if f"{module}/bias" not in arrays:
-            kernel = arrays[f"{module}/kernel"]
-            arrays[f"{module}/bias"] = np.zeros((len(kernel), kernel.shape[-1]), np.float32)
+            (kernel,) = arrays[f"{module}/kernel"]
+            arrays[f"{module}/bias"] = [np.zeros((len(kernel), kernel.shape[-1]), np.float32)]
     if family == "gpt2":
         for leaf in ("kernel", "bias"):
-            parts = [arrays.pop(f"{module}/{leaf}") for module in FUSED]
-            arrays[f"{FUSED[0]}/{leaf}"] = np.concatenate(parts, axis=-1)
+            arrays[f"{FUSED[0]}/{leaf}"] = [part for module in FUSED for part in arrays.pop(f"{module}/{leaf}")]
     theirs = {}
-    for name, array in arrays.items():
+    for name, parts in arrays.items():
         their_name, turned = _their_name(family, name), _transposed(family, name)
         if not name.startswith("blocks/"):
-            theirs[their_name] = array.T if turned else array
+            theirs[their_name] = [part.T if turned else part for part in parts]
         else:
-            theirs |= {their_name.format(index): part.T if turned else part for index, part in enumerate(array)}
+            for index, layer in enumerate(zip(*parts, strict=True)):
+                theirs[their_name.format(index)] = [part.T if turned else part for part in layer]
     return theirs

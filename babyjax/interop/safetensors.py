@@ -21,22 +21,24 @@ MAX_INDEX = 1 << 26
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write float32 arrays to a file, one after the other. Raises: OSError."""
+def write_safetensors(path: Path, arrays: dict[str, list[np.ndarray]]) -> None:
+    """Write float32 arrays to a file, one by one, each joined of its parts along the last axis. Raises: OSError."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
-    for name, array in arrays.items():
+    for name, parts in arrays.items():
+        end = start + sum(part.size for part in parts) * np.dtype(np.float32).itemsize
         header[name] = {
             "dtype": "F32",
-            "shape": list(array.shape),
-            "data_offsets": [start, start + array.nbytes],
+            "shape": [*parts[0].shape[:-1], sum(part.shape[-1] for part in parts)],
+            "data_offsets": [start, end],
         }
-        start += array.nbytes
+        start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for array in arrays.values():
+        for parts in arrays.values():
+            array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
             np.ascontiguousarray(array, np.float32).tofile(file)
 
 

@@ -6,18 +6,18 @@ on the host, or on an accelerator that has them. It detects damage, also a singl
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Array, UInt32
 
 from babyjax.errors import CheckpointError, DivergenceError, LostError
@@ -31,8 +31,9 @@ ORBAX = Lock()  # it mixes up what two threads of a process save at the same tim
 UNFINISHED = ".orbax-checkpoint-tmp"  # how Orbax names the folder of a step, after its number, until it is complete
 # Words whose digest is computed at once: they stay in a core's cache.
 WORDS = 1 << 16
-# Bytes read back at once.
-AT_ONCE = 1 << 30
+# Bytes read at once: at most to check them, and at least, or a sixteenth of all, to use them.
+AT_MOST, AT_LEAST = 1 << 30, 1 << 26
+Place = Callable[[str], Sharding | None]
 
 
 def to_save(tree: Any, step: int) -> Arrays:
@@ -66,25 +67,21 @@ def digest_of(arrays: Arrays) -> str:
 
     If other processes have parts of them, every process must call this.
     """
-    sums = np.array(_sums(arrays), np.uint32)
-    divided = {isinstance(array, jax.Array) and not array.is_fully_addressable for array in arrays.values()}
-    assert len(divided) < 2, "all arrays belong to all processes, or none"
-    return _digest(_described(arrays), total(sums) if True in divided else sums)
+    return _digest(arrays, _sums(arrays))
 
 
-def _described(arrays: Arrays) -> list[str]:
-    return [f"{name} {array.dtype} {array.shape}" for name, array in sorted(arrays.items())]
-
-
-def _digest(described: Sequence[str], sums: Iterable[Any]) -> str:
-    lines = (f"{what} {int(number):08x}\n" for what, number in zip(described, sums, strict=True))
+def _digest(arrays: Arrays, sums: Mapping[str, int]) -> str:
+    lines = [f"{name} {array.dtype} {array.shape} {sums[name]:08x}\n" for name, array in sorted(arrays.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _sums(arrays: Arrays) -> list[int]:
-    """Return the sums of what this process has of arrays, sorted by name."""
-    sums = [[_sum_of(part) for part in _parts(array)] for _, array in sorted(arrays.items())]
-    return [sum(map(int, each)) % 2**32 for each in sums]
+def _sums(arrays: Arrays) -> dict[str, int]:
+    """Return the sums of arrays by name, added up over the processes that have parts of them."""
+    parts = [[_sum_of(part) for part in _parts(array)] for array in arrays.values()]
+    sums = np.array([sum(map(int, each)) % 2**32 for each in parts], np.uint32)
+    divided = {isinstance(array, jax.Array) and not array.is_fully_addressable for array in arrays.values()}
+    assert len(divided) < 2, "all arrays belong to all processes, or none"
+    return dict(zip(arrays, map(int, total(sums) if True in divided else sums), strict=True))
 
 
 class _Part(NamedTuple):
@@ -194,34 +191,40 @@ def check_arrays(path: Path, digest: str) -> None:
     Raises: CheckpointError if they are damaged or changed.
     """
     with _explained(path):
-        shapes, sums = _shapes(path), []
-        for names in _groups(shapes):
+        shapes, sums = _shapes(path), {}
+        for names in _groups(shapes, AT_MOST):
             # Orbax counts what each process loads, and saves only if all count alike: the others read one array.
-            sums.extend(_sums(_load_alone(path, shapes, names if leads() else names[:1])))
-    if leads() and _digest(_described(shapes), sums) != digest:
+            sums |= _sums(_load_alone(path, shapes, names if leads() else names[:1]))
+    if leads() and _digest(shapes, sums) != digest:
         raise CheckpointError(f"{path} was changed after it was written")
 
 
-def _groups(shapes: dict[str, np.ndarray]) -> Iterator[list[str]]:
-    """Divide the names of arrays, sorted, into groups of about a gigabyte."""
+def _groups(shapes: dict[str, np.ndarray], size: int) -> Iterator[list[str]]:
+    """Divide the names of arrays, the largest first, into groups of about `size` bytes."""
     names: list[str] = []
-    for name in sorted(shapes):
+    for name in sorted(shapes, key=lambda name: (-shapes[name].nbytes, name)):
         names.append(name)
-        if sum(shapes[each].nbytes for each in names) >= AT_ONCE:
+        if sum(shapes[each].nbytes for each in names) >= size:
             yield names
             names = []
     if names:
         yield names
 
 
-def read_arrays(path: Path, digest: str, places: Mapping[str, Sharding] = MappingProxyType({})) -> Arrays:
-    """Read arrays and compare their digest. Those with a place in `places` go there, the others to the host.
+def read_arrays(path: Path, digest: str, place: Place = lambda name: None, part: str = "") -> Arrays:
+    """Read arrays, compare their digest, and return those whose names begin with `part`.
 
-    Raises: CheckpointError if they are damaged or changed.
+    Those with a `place` go there, the others to the host. They are read some at a time, since reading takes twice their
+    memory. Raises: CheckpointError if they are damaged or changed.
     """
+    arrays: Arrays = {}
     with _explained(path):
-        arrays = _load(path, _shapes(path), places)
-    if digest_of(arrays) != digest:
+        shapes, sums = _shapes(path), {}
+        for names in _groups(shapes, max(AT_LEAST, sum(each.nbytes for each in shapes.values()) // 16)):
+            loaded = _load(path, shapes, names, place)
+            sums |= _sums(loaded)
+            arrays |= {name: array for name, array in loaded.items() if name.startswith(part)}
+    if _digest(shapes, sums) != digest:
         raise CheckpointError(f"{path} was changed after it was written")
     return arrays
 
@@ -237,31 +240,28 @@ def _shapes(path: Path) -> dict[str, np.ndarray]:
     return {name: np.broadcast_to(np.zeros((), each.dtype), each.shape) for name, each in found.items()}
 
 
-def _load(
-    path: Path,
-    shapes: dict[str, np.ndarray],
-    places: Mapping[str, Sharding] = MappingProxyType({}),
-) -> Arrays:
+def _load(path: Path, shapes: dict[str, np.ndarray], names: Sequence[str], place: Place = lambda name: None) -> Arrays:
     from orbax.checkpoint import v1 as ocp
 
-    wanted = {
-        name: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=places[name]) if name in places else each
-        for name, each in shapes.items()
-    }
+    def wanted(name: str, shape: np.ndarray) -> Any:
+        if name not in names:
+            return ocp.PLACEHOLDER
+        where = place(name)
+        return shape if where is None else jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
+
     with ORBAX:
-        return ocp.load(str(path), wanted)
+        arrays = ocp.load(str(path), {name: wanted(name, shape) for name, shape in shapes.items()})
+    return {name: arrays[name] for name in names}
 
 
 def _load_alone(path: Path, shapes: dict[str, np.ndarray], names: Sequence[str]) -> Arrays:
     """Load some arrays to the host without waiting for other processes."""
     from orbax.checkpoint import v1 as ocp
 
-    wanted = {name: each if name in names else ocp.PLACEHOLDER for name, each in shapes.items()}
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-    with ORBAX, ocp.Context(multiprocessing_options=alone) if several() else nullcontext():
-        arrays = ocp.load(str(path), wanted)
-    return {name: arrays[name] for name in names}
+    with ocp.Context(multiprocessing_options=alone) if several() else nullcontext():
+        return _load(path, shapes, names)
 
 
 @contextmanager
@@ -281,9 +281,14 @@ def _reason(error: Exception) -> str:
     return text if len(text) < 200 else f"{text[:60]} ... {text[-120:]}"  # TensorStore says last what happened
 
 
-def places_of(template: Any) -> dict[str, Sharding]:
+def place_in(template: Any) -> Place:
     """Return where the arrays of a pytree are that are on devices."""
-    return {name: leaf.sharding for name, leaf in named_arrays(template).items() if isinstance(leaf, jax.Array)}
+    return {name: leaf.sharding for name, leaf in named_arrays(template).items() if isinstance(leaf, jax.Array)}.get
+
+
+def here(name: str) -> Sharding | None:
+    """Return this process's first device, a place for any array. With other processes it is the host."""
+    return None if several() else SingleDeviceSharding(jax.devices()[0])
 
 
 def fill(arrays: Arrays, template: Tree, part: str = "") -> Tree:

@@ -6,14 +6,11 @@ of ours; no other is ever written to, and only what the manifest lists is ever r
 """
 
 import json
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
-from jax.sharding import Sharding
 
 from babyjax.config import BabyGPTConfig, Config, MixtureConfig
 from babyjax.data.corpus import Corpus, decode_text
@@ -24,7 +21,7 @@ from babyjax.files import LOCK, is_temporary, user_path
 from babyjax.models import make_model
 from babyjax.models.base import LanguageModel
 from babyjax.options import config_from_dict
-from babyjax.runs.arrays import Arrays, fill, read_arrays
+from babyjax.runs.arrays import Arrays, Place, fill, here, read_arrays
 from babyjax.runs.manifest import NAME, Checkpoint, Manifest, digest, read_manifest
 
 STEPS, METRICS, PARTS = "steps", "metrics.jsonl", "parts.json"
@@ -87,15 +84,16 @@ def load_arrays(
     folder: Path,
     checkpoints: dict[int, Checkpoint],
     step: int,
-    places: Mapping[str, Sharding] = MappingProxyType({}),
+    place: Place = lambda name: None,
+    part: str = "",
 ) -> Arrays:
-    """Read the arrays of a checkpoint, those in `places` to devices.
+    """Read the arrays of a checkpoint as `read_arrays` does.
 
     Raises: CheckpointError, with the remedy, if it was damaged or changed.
     """
     path = folder / STEPS / str(step)
     try:
-        return read_arrays(path, checkpoints[step].arrays_digest, places)
+        return read_arrays(path, checkpoints[step].arrays_digest, place, part)
     except CheckpointError as error:
         earlier = [other for other in checkpoints if other < step]
         remedy = f"; remove that folder to use step {earlier[-1]:,}" if earlier else ""
@@ -182,7 +180,7 @@ def load_run(path: str | Path, step: str | int = "newest") -> LoadedRun:
         checkpoints = saved_checkpoints(folder, manifest)
         chosen = choose_step(folder, checkpoints, str(step))
         try:
-            arrays = load_arrays(folder, checkpoints, chosen)
+            arrays = load_arrays(folder, checkpoints, chosen, here, "model/")
             break
         except CheckpointError:
             if chosen in saved_checkpoints(folder, read_manifest(folder)):

@@ -29,7 +29,7 @@ from babyjax.models import config_of_model
 from babyjax.models.base import LanguageModel
 from babyjax.options import arguments_of, config_to_dict, differences
 from babyjax.processes import agreed, alike, leads, several
-from babyjax.runs.arrays import UNFINISHED, begin_writing, check_arrays, digest_of, fill, places_of, to_save
+from babyjax.runs.arrays import UNFINISHED, begin_writing, check_arrays, digest_of, fill, place_in, to_save
 from babyjax.runs.directory import (
     METRICS,
     PARTS,
@@ -159,7 +159,7 @@ class Run:
         """
         if not self.step:
             return template
-        state = fill(load_arrays(self.folder, self._checkpoints(), self.step, places_of(template)), template)
+        state = fill(load_arrays(self.folder, self._checkpoints(), self.step, place_in(template)), template)
         saved, path = self._checkpoints()[self.step], self.folder / METRICS
         try:
             with path.open("rb") as file:

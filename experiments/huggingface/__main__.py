@@ -3,8 +3,9 @@
     python -m experiments.huggingface
     python -m experiments.huggingface --report
 
-Random weights of gpt2's size, by default. Each measurement is a process of its own. Memory is the highest resident size
-while it runs, less that at its start, over the size of the file; a model that is already in memory is not counted.
+Random weights of gpt2's size, by default. Each measurement is a process of its own; its seconds include the import of
+libraries. Memory is the highest resident size while it runs, less that at its start, over the size of the file, in a
+process that did the same with a tiny model before: neither libraries nor a model in memory are counted.
 """
 
 import argparse
@@ -13,7 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import jax
@@ -37,23 +40,24 @@ def tokenizer(size: int) -> SubwordTokenizer:
     return SubwordTokenizer.read(tokenizer_json(babyjax.CharTokenizer(characters)))
 
 
-def measure(what: str, preset: str, folder: Path) -> dict[str, Any]:
+def measure(what: str, config: babyjax.BabyGPTConfig, folder: Path) -> dict[str, Any]:
     """Prepare, then measure one of: save, export, import."""
     jax.device_put(0).block_until_ready()
-    config = babyjax.presets[preset].replace(dtype="float32")
+    assert config.vocab_size is not None
+    vocab_size = config.vocab_size
     model = None
     if what in ("save", "run"):
-        model = jax.jit(lambda key: babyjax.BabyGPT(config, config.vocab_size, key))(jax.random.key(0))
+        model = jax.jit(lambda key: babyjax.BabyGPT(config, vocab_size, key))(jax.random.key(0))
         jax.block_until_ready(model)
     if what == "run" and model is not None:  # not measured: what export reads
-        babyjax.save_run(model, tokenizer(config.vocab_size), folder / "run")
+        babyjax.save_run(model, tokenizer(vocab_size), folder / "run")
         return {}
     CLEAR.write_text("5")
     before = resident("VmRSS")
     start = time.perf_counter()
     if what == "save":
         assert isinstance(model, babyjax.BabyGPT)
-        babyjax.save_huggingface(model, tokenizer(config.vocab_size), folder / "saved")
+        babyjax.save_huggingface(model, tokenizer(vocab_size), folder / "saved")
     elif what == "export":
         export(str(folder / "run"), out=str(folder / "exported"))
     else:
@@ -65,20 +69,18 @@ def measure(what: str, preset: str, folder: Path) -> dict[str, Any]:
 
 def measure_all(preset: str, rounds: int) -> dict[str, Any]:
     """Measure each in fresh processes. Returns the medians."""
-    with tempfile.TemporaryDirectory() as scratch:
-        results: dict[str, list[dict[str, Any]]] = {"save": [], "export": [], "import": []}
-        for index in range(rounds):
-            folder = Path(scratch) / str(index)
-            folder.mkdir()
+    results: dict[str, dict[str, list[float]]] = {what: {} for what in ("save", "export", "import")}
+    for _, key in product(range(rounds), ("seconds", "memory")):
+        with tempfile.TemporaryDirectory() as folder:
             for what in ("save", "run", "export", "import"):
-                command = [sys.executable, "-m", "experiments.huggingface", "--one", what, preset, str(folder)]
+                warmed = ["--warm"] * (key == "memory")
+                command = [sys.executable, "-m", "experiments.huggingface", "--one", what, preset, folder, *warmed]
                 output = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
                 if what != "run":
-                    results[what].append(json.loads(output.splitlines()[-1]))
-        medians = {}
-        for what, rows in results.items():
-            rows.sort(key=lambda row: row["seconds"])
-            medians[what] = rows[len(rows) // 2]
+                    found = json.loads(output.splitlines()[-1])
+                    results[what].setdefault(key, []).append(found[key])
+                    results[what]["bytes"] = [found["bytes"]]
+    medians = {what: {key: median(values) for key, values in each.items()} for what, each in results.items()}
     return {"preset": preset, "rounds": rounds, **medians}
 
 
@@ -117,10 +119,17 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="rewrite the text from results.json")
     parser.add_argument("--out", type=Path, default=folder, help="folder to write to (default: beside the script)")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--warm", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         what, preset, scratch = options.one
-        print(json.dumps(measure(what, preset, Path(scratch))))
+        config = babyjax.presets[preset].replace(dtype="float32")
+        if options.warm:
+            tiny = config.replace(n_layer=1, n_embd=config.n_head, block_size=8)
+            with tempfile.TemporaryDirectory() as folder_of_tiny:
+                for each in ("save", "run", "export", "import"):
+                    measure(each, tiny, Path(folder_of_tiny))
+        print(json.dumps(measure(what, config, Path(scratch))))
         return
     if not options.report:
         results = provenance("experiments.huggingface") | measure_all(options.preset, options.rounds)

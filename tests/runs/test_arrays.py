@@ -16,7 +16,7 @@ from small_runs import state_of
 
 from babyjax.errors import CheckpointError, DivergenceError
 from babyjax.runs import arrays as arrays_module
-from babyjax.runs.arrays import begin_writing, check_arrays, digest_of, fill, places_of, read_arrays, to_save
+from babyjax.runs.arrays import begin_writing, check_arrays, digest_of, fill, here, place_in, read_arrays, to_save
 from babyjax.trees import named_arrays
 
 
@@ -51,21 +51,32 @@ def test_what_is_written_is_read_to_the_bit(written):
 
 def test_what_is_written_is_read_to_devices(written):
     template = state_of(2)
-    places = places_of(template)
     path, digest = written
-    arrays = read_arrays(path, digest, places)
-    assert {name: array.sharding for name, array in arrays.items() if isinstance(array, jax.Array)} == places
-    assert len(places) > 5
+    arrays = read_arrays(path, digest, place_in(template))
+    on_devices = {name: leaf.sharding for name, leaf in named_arrays(template).items() if isinstance(leaf, jax.Array)}
+    assert {name: array.sharding for name, array in arrays.items() if isinstance(array, jax.Array)} == on_devices
+    assert len(on_devices) > 5
     chex.assert_trees_all_equal(fill(arrays, template), state_of(1))
 
 
-@pytest.mark.parametrize("at_once", [1, 40, 1 << 30])
-def test_arrays_are_checked_in_groups(written, monkeypatch, at_once):
-    monkeypatch.setattr(arrays_module, "AT_ONCE", at_once)
+@pytest.mark.parametrize("size", [1, 40, 1 << 30])
+def test_arrays_are_read_in_groups(written, monkeypatch, size):
+    for limit in ("AT_LEAST", "AT_MOST"):
+        monkeypatch.setattr(arrays_module, limit, size)
     path, digest = written
+    chex.assert_trees_all_equal(fill(read_arrays(path, digest), state_of(2)), state_of(1))
     check_arrays(path, digest)
-    with pytest.raises(CheckpointError, match="/1 was changed after it was written"):
-        check_arrays(path, digest[::-1])
+    for read in (check_arrays, read_arrays):
+        with pytest.raises(CheckpointError, match="/1 was changed after it was written"):
+            read(path, digest[::-1])
+
+
+def test_a_part_is_read_and_the_rest_checked(written):
+    path, digest = written
+    arrays = read_arrays(path, digest, here, "model/")
+    assert {name.partition("/")[0] for name in arrays} == {"model"}
+    assert all(isinstance(array, jax.Array) for array in arrays.values())
+    chex.assert_trees_all_equal(fill(arrays, state_of(2).model, "model"), state_of(1).model)
 
 
 def test_numpy_leaves_stay_on_the_host_in_float64(tmp_path):

@@ -75,7 +75,7 @@ def begin_writing(path, arrays):
     return end
 
 
-def read_arrays(path, digest, places=None):
+def read_arrays(path, digest, *place_and_part):
     with np.load(path / "arrays.npz") as arrays:
         arrays = dict(arrays)
     assert digest_of(arrays) == digest
