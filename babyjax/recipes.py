@@ -107,8 +107,9 @@ MODELS: dict[str, Preset] = {
             "model.n_head": 3,
             "model.n_layer": 6,
             "model.unroll": 6,
+            "optimizer": "muon-linear",
             "train.batch_size": 8,
-            "train.steps": 2900,
+            "train.steps": 3500,
         },
     ),
     # 124,439,808 parameters (Radford et al. 2019).
@@ -223,6 +224,7 @@ OPTIMIZERS: dict[str, Preset] = {
             "optimizer.clip_norm": 1.0,
         },
     ),
+    "muon-linear": ("muon-cosine", {"optimizer.schedule": "linear", "optimizer.final_fraction": 0.0}),
     "sgd": (SGDConfig, {}),
 }
 

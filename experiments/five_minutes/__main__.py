@@ -17,7 +17,7 @@ QUIET = "train.eval_interval=100000 train.eval_tokens=1000 checkpoint.interval=1
 NETWORK = f"babyjax train data.path=text.txt {QUIET} train.seed={{seed}}"
 NGRAM = "babyjax train data.path=text.txt model=ngram model.discounts=fitted run_dir=ngram"
 MIX = "babyjax train data.path=text.txt model=mixture train.eval_tokens=1000 run_dir=mixture model.parts="
-HALF = "model=gpt-small train.steps=1150"
+HALF = "model=gpt-small train.steps=2300"
 ENTRIES = {
     "PPMd": Entry("PPMd variant I of order 6, by pyppmd", ("python -m experiments.five_minutes.ppmd text.txt",), (0,)),
     "Kneser-Ney": Entry(
@@ -33,7 +33,7 @@ ENTRIES = {
     ),
     "gpt-small": Entry(
         "one network",
-        (f"{NETWORK} model=gpt-small train.steps=2100 run_dir=network", f"{EVALUATE}network"),
+        (f"{NETWORK} model=gpt-small train.steps=4300 run_dir=network", f"{EVALUATE}network"),
         verified=("network stride=32",),
     ),
     "ensemble": Entry(
@@ -48,7 +48,7 @@ ENTRIES = {
     "mixture": Entry(
         "one network mixed with the n-gram",
         (
-            f"{NGRAM} & {NETWORK} model=gpt-small train.steps=1850 run_dir=network && wait",
+            f"{NGRAM} & {NETWORK} model=gpt-small train.steps=3900 run_dir=network && wait",
             f"{MIX}network,ngram",
             f"{EVALUATE}mixture adaptive=true",
         ),
