@@ -338,7 +338,7 @@ def _extremes(values: Any) -> list[int]:
 
 def main(argv: list[str]) -> None:
     """Compare the runs that the arguments name and print the verdict."""
-    paths = [argument for argument in argv if "=" not in argument or Path(argument).is_dir()]
+    paths = [each for each in argv if "/" in each.partition("=")[0] or "=" not in each or Path(each).is_dir()]
     config = read_options(CompareConfig, [argument for argument in argv if argument not in paths])
     picture = user_path(config.picture, BabyjaxError) if config.picture else None
     if picture is not None:

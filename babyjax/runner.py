@@ -130,7 +130,7 @@ def _record(
 def _verified(event: Event, job: Job) -> Event:
     """Verify the losses of the last event."""
     verification = job.task.verify(event.state.model)
-    if not verification.passed:
+    if not verification.passed and leads():
         failed, run_dir = ", ".join(verification.failed), job.config.run_dir
         how = command_line("evaluate", f"run_dir={run_dir}", "verify=true")
         complain(f"warning: the losses of {run_dir} cannot be trusted: {failed} failed; {how} says more")

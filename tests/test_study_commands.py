@@ -189,6 +189,7 @@ def test_seeds_before_one_that_diverges_finish_side_by_side_too(call, monkeypatc
         ("compare", 2, "name 2 to 26 runs to compare, not 0"),
         ("compare RUN/again", 2, "name 2 to 26 runs to compare, not 1"),
         ("compare RUN/again nowhere", 1, "there is no run in"),
+        ("compare RUN/again trials/rate=1", 1, "there is no run in"),
         ("compare RUN/again RUN/other", 1, "text=FILE compares both on one text"),
         ("compare RUN/again RUN/seeds resolution=0", 2, "resolution=0.0 is out of range"),
         ("compare RUN/again RUN/seeds strde=3", 2, "unknown option 'strde'; did you mean stride?"),
