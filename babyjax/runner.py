@@ -11,6 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from babyjax.cli import command_line, complain, stop_signals
 from babyjax.config import BabyGPTConfig, Config, NGramConfig
 from babyjax.data.prepared import PreparedCorpus
@@ -19,7 +21,7 @@ from babyjax.evaluation.comparison import Interval
 from babyjax.files import finite_json, is_temporary, replace_file
 from babyjax.models.grow import grow
 from babyjax.options import config_to_dict
-from babyjax.processes import highest, leads
+from babyjax.processes import highest, leads, several
 from babyjax.runs.directory import load_run, run_folder
 from babyjax.runs.manifest import NAME
 from babyjax.runs.run import RESULT, Run
@@ -90,7 +92,9 @@ def train_side_by_side(jobs: Sequence[Job], log: Log | None, screen: Screen, con
             for job, show in zip(jobs, shows, strict=True)
         ]
         events, received = _record(chain([events], rows), jobs, sinks)
-    for failure in dict.fromkeys(failure for each in sinks for failure in each.failures):
+    failures = [failure for each in sinks for failure in each.failures]
+    failures += [_unverified(event, job) for event, job in zip(events, jobs, strict=True) if event.last]
+    for failure in dict.fromkeys(filter(None, failures)) if leads() else ():
         complain(f"warning: {failure}")
     return [Trained(event.state, event, received) for event in events]
 
@@ -128,13 +132,25 @@ def _record(
 
 
 def _verified(event: Event, job: Job) -> Event:
-    """Verify the losses of the last event."""
-    verification = job.task.verify(event.state.model)
-    if not verification.passed and leads():
-        failed, run_dir = ", ".join(verification.failed), job.config.run_dir
-        how = command_line("evaluate", f"run_dir={run_dir}", "verify=true")
-        complain(f"warning: the losses of {run_dir} cannot be trusted: {failed} failed; {how} says more")
-    return event._replace(verification=verification)
+    """Verify the model of the last event and return the event with the report, without one if memory does not do."""
+    try:
+        return event._replace(verification=job.task.verify(event.state.model))
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        if several():  # the other processes wait for this one
+            raise
+        return event
+
+
+def _unverified(event: Event, job: Job) -> str:
+    """Say what a person should know of the verification of a finished run, if anything."""
+    run_dir, verification = job.config.run_dir, event.verification
+    how = command_line("evaluate", f"run_dir={run_dir}", "verify=true")
+    if verification is None:
+        return f"{run_dir} is not verified, since memory did not suffice; try {how}"
+    if verification.passed:
+        return ""
+    failed, tokens = ", ".join(verification.failed), verification.loss.tokens
+    return f"{failed} failed when {run_dir} was verified on {tokens:,} validation tokens; {how} says more"
 
 
 class BarSink:

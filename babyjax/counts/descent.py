@@ -18,7 +18,7 @@ from babyjax.counts.objective import Targets
 ITERATIONS = 20  # of L-BFGS in one step
 UPDATES, UPDATES_PER_STEP, UPDATES_PER_DISPATCH = 3000, 250, 50  # of Adam
 CONTEXTS = 512  # in an update
-# Of Adam. The peak of its rate is divided by the root of the width: that was best for widths of 8, 16, 32 and 96.
+# Of Adam. The peak of its rate is divided by the root of the width, as a logit is a sum of so many products.
 PEAK_RATE, BETA1, BETA2, EPSILON = 0.8, 0.9, 0.99, 1e-9
 
 

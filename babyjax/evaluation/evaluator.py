@@ -74,7 +74,7 @@ class Judged(NamedTuple):
 
     @classmethod
     def by(cls, configs: Sequence[ModelConfig]) -> "Judged":
-        """Return it for a model of the first config, mixed of models of the others, if any."""
+        """Return how a model of the first config is verified; the other configs are those of a mixture's parts."""
         rounded = any(isinstance(each, BabyGPTConfig) and each.dtype == "bfloat16" for each in configs)
         # other models return log-probabilities
         return cls(isinstance(configs[0], BabyGPTConfig), 0.5 if rounded else 1e-3)
@@ -118,11 +118,11 @@ def verify_model(
 def verify_sample(
     model: LanguageModel, judged: Judged, split: Split, byte_lengths: Int[np.ndarray, " V"]
 ) -> Verification:
-    """Verify a model on the first windows of the validation split, in a second.
+    """Verify a model on the first windows of the validation split, shorter ones if its vocabulary is large.
 
     Everything is read in one shape, so that one program is compiled. Every process takes part.
     """
-    vocab_size = len(byte_lengths)
+    vocab_size = model.vocab_size
     longest = ContextEvaluator.for_model(model, split, byte_lengths).block_size
     block_size = min(longest, max(1, HELD // (2 * vocab_size)), len(split.val) - 1)
     rows = max(1, min(SAMPLED, HELD // (block_size * vocab_size)))

@@ -181,8 +181,8 @@ def verify(
       nats: the losses to verify, of every token but the first in the same windows.
       tolerance: the largest difference of two log-probabilities that counts as rounding, in nats.
       seed: seed of the changes that are tried.
-      one_shape: whether `log_probs` is called with one shape only, as suits what is compiled for each. Rows alone and
-        shorter texts are then left out.
+      one_shape: whether to call `log_probs` with one shape only, so that it is compiled once. Rows alone and shorter
+        texts are then left out.
       progress: called with the share that is done.
 
     Raises: ConfigError if an argument or the shape of an answer is wrong, TokenError if `tokens` cannot be scored.
@@ -199,7 +199,10 @@ def verify(
     sizes = np.ones(ids, np.int64) if byte_lengths is None else byte_lengths
     windows = ContextEvaluator(Split(tokens, tokens), sizes, block_size, stride)
     starts, places = windows.starts(len(tokens)), np.arange(block_size)
-    model, vocab_size = _Model(log_probs, ids, logits=logits), max(ids, len(sizes))
+    model = _Model(log_probs, ids, logits=logits)
+    if not one_shape:  # tells the size of its vocabulary
+        model(next(windows.chunks(tokens, starts[:1], 1))[0][:, :-1])
+    vocab_size = model.vocab_size or max(ids, len(sizes))
     rows = max(2, min(HELD // (block_size * vocab_size), WINDOW_TOKENS // block_size, len(starts)))
     batches = [starts[first : first + rows] for first in range(0, len(starts), rows)]
     rounds = -(-min(PROBES, len(starts)) // rows)
@@ -219,7 +222,7 @@ def verify(
 
     causal, alone, length, again = (_Worst() for _ in range(4))
     lengths = [] if one_shape else sorted({1, block_size // 2, block_size - 1} & set(range(1, block_size)))
-    refused, aside, short = "", *(("", "") if one_shape else ("alone, ", " and with none"))
+    refused, aside, shorter = "", "" if one_shape else "alone, ", "" if one_shape else " and with none"
     probes = starts[np.linspace(0, len(starts) - 1, rounds * rows).round().astype(np.int64)]
     cuts = np.resize(rng.permutation(min(block_size, len(tokens) - 1) - 1), len(probes))
     for index, first in enumerate(range(0, len(probes), rows)):
@@ -265,7 +268,7 @@ def verify(
             "causal", tolerance, "predictions with later tokens replaced: the next, all, by other text", single
         ),
         alone.check("batch", tolerance, f"predictions {aside}beside other rows and in other places of the batch"),
-        length.check("length", tolerance, f"predictions with 3 paddings on the right{short}{refused}", single),
+        length.check("length", tolerance, f"predictions with 3 paddings on the right{shorter}{refused}", single),
         again.check("deterministic", tolerance, "tokens scored again after all other calls, in another order"),
         _coverage(times),
         _claimed(nats, ours, tolerance),

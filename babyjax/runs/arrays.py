@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import Sharding
 from jaxtyping import Array, UInt32
 
 from babyjax.errors import CheckpointError, DivergenceError, LostError
@@ -31,8 +31,8 @@ ORBAX = Lock()  # it mixes up what two threads of a process save at the same tim
 UNFINISHED = ".orbax-checkpoint-tmp"  # how Orbax names the folder of a step, after its number, until it is complete
 # Words whose digest is computed at once: they stay in a core's cache.
 WORDS = 1 << 16
-# Bytes read at once: at most to check them, and at least, or a sixteenth of all, to use them.
-AT_MOST, AT_LEAST = 1 << 30, 1 << 26
+# Bytes read at once: to check a checkpoint, and to use it, unless a sixteenth of it is more.
+CHECKED, USED = 1 << 30, 1 << 26
 Place = Callable[[str], Sharding | None]
 
 
@@ -192,7 +192,7 @@ def check_arrays(path: Path, digest: str) -> None:
     """
     with _explained(path):
         shapes, sums = _shapes(path), {}
-        for names in _groups(shapes, AT_MOST):
+        for names in _groups(shapes, CHECKED):
             # Orbax counts what each process loads, and saves only if all count alike: the others read one array.
             sums |= _sums(_load_alone(path, shapes, names if leads() else names[:1]))
     if leads() and _digest(shapes, sums) != digest:
@@ -212,18 +212,19 @@ def _groups(shapes: dict[str, np.ndarray], size: int) -> Iterator[list[str]]:
 
 
 def read_arrays(path: Path, digest: str, place: Place = lambda name: None, part: str = "") -> Arrays:
-    """Read arrays, compare their digest, and return those whose names begin with `part`.
+    """Read arrays and compare their digest. Those with a `place` go there, the others to the host.
 
-    Those with a `place` go there, the others to the host. They are read some at a time, since reading takes twice their
-    memory. Raises: CheckpointError if they are damaged or changed.
+    With `part` only those whose names begin with it are returned, on the default device. Arrays are read some at a
+    time, since reading takes twice their memory. Raises: CheckpointError if they are damaged or changed.
     """
     arrays: Arrays = {}
     with _explained(path):
         shapes, sums = _shapes(path), {}
-        for names in _groups(shapes, max(AT_LEAST, sum(each.nbytes for each in shapes.values()) // 16)):
+        for names in _groups(shapes, max(USED, sum(each.nbytes for each in shapes.values()) // 16)):
             loaded = _load(path, shapes, names, place)
             sums |= _sums(loaded)
-            arrays |= {name: array for name, array in loaded.items() if name.startswith(part)}
+            kept = {name: array for name, array in loaded.items() if name.startswith(part)}
+            arrays |= jax.block_until_ready(jax.device_put(kept)) if part else kept
     if _digest(shapes, sums) != digest:
         raise CheckpointError(f"{path} was changed after it was written")
     return arrays
@@ -284,11 +285,6 @@ def _reason(error: Exception) -> str:
 def place_in(template: Any) -> Place:
     """Return where the arrays of a pytree are that are on devices."""
     return {name: leaf.sharding for name, leaf in named_arrays(template).items() if isinstance(leaf, jax.Array)}.get
-
-
-def here(name: str) -> Sharding | None:
-    """Return this process's first device, a place for any array. With other processes it is the host."""
-    return None if several() else SingleDeviceSharding(jax.devices()[0])
 
 
 def fill(arrays: Arrays, template: Tree, part: str = "") -> Tree:

@@ -21,7 +21,7 @@ from babyjax.files import LOCK, is_temporary, user_path
 from babyjax.models import make_model
 from babyjax.models.base import LanguageModel
 from babyjax.options import config_from_dict
-from babyjax.runs.arrays import Arrays, Place, fill, here, read_arrays
+from babyjax.runs.arrays import Arrays, Place, fill, read_arrays
 from babyjax.runs.manifest import NAME, Checkpoint, Manifest, digest, read_manifest
 
 STEPS, METRICS, PARTS = "steps", "metrics.jsonl", "parts.json"
@@ -180,7 +180,7 @@ def load_run(path: str | Path, step: str | int = "newest") -> LoadedRun:
         checkpoints = saved_checkpoints(folder, manifest)
         chosen = choose_step(folder, checkpoints, str(step))
         try:
-            arrays = load_arrays(folder, checkpoints, chosen, here, "model/")
+            arrays = load_arrays(folder, checkpoints, chosen, part="model/")
             break
         except CheckpointError:
             if chosen in saved_checkpoints(folder, read_manifest(folder)):

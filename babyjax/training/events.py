@@ -32,7 +32,7 @@ class Event(NamedTuple):
     milestone: bool = False  # worth a line however fast the steps are
     summary: tuple[str, ...] = ()  # on the last event: what a person should know of the whole run
     losses: dict[str, Nats] | None = None  # by split; set by `evaluated` if the trainer does not
-    verification: Verification | None = None  # of the last event, set by who records it
+    verification: Verification | None = None  # of the last event, set by the runner
 
 
 @runtime_checkable

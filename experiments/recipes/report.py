@@ -35,7 +35,8 @@ def text(results: dict[str, Any]) -> str:
     ]
     tried = [row(name, variant) for name, variant in variants.items() if name not in CHOSEN]
     final = [row(name, variants[name]) for name in CHOSEN if name in variants]
-    last = next(reversed(variants.values()))["runs"][-1]["provenance"]
+    last = max((run["provenance"] for each in variants.values() for run in each["runs"]), key=lambda run: run["date"])
+    last = last | {"command": " ".join(last["command"].split()[:4])}  # with the names of variants it measures those
     return "\n".join(
         [
             f"# Recipes for a laptop, on {results['corpus']}",

@@ -13,6 +13,7 @@ from ladder import filled, mostly_slow, small
 import babyjax
 from babyjax import Bigram, CharTokenizer, ContextEvaluator, Split, estimate_ngram, verify
 from babyjax.errors import ConfigError, TokenError
+from babyjax.evaluation import evaluator
 
 V, BLOCK = 6, 8
 RNG = np.random.default_rng(0)
@@ -381,6 +382,18 @@ def test_a_compiled_program_is_asked_in_one_shape_if_so_wished():
         assert (name in failed) == (cheat not in (depends_on_the_size_of_the_batch, depends_on_the_length)), cheat
 
 
+@pytest.mark.parametrize(("room", "length", "scored"), [(6, 400, 399), (60, 400, 68), (3000, 400, 1), (6, 2, 1)])
+def test_a_sample_is_as_large_as_the_vocabulary_of_the_model_allows(monkeypatch, room, length, scored):
+    """Whatever the vocabulary of the text, since a prediction has a number for every token the model knows."""
+    monkeypatch.setattr(evaluator, "HELD", 4096)
+    split, judged = Split(TOKENS, TOKENS[:length]), evaluator.Judged(logits=False, tolerance=1e-3)
+    bigram = Bigram.from_tokens(TOKENS, room)
+    verification = evaluator.verify_sample(bigram, judged, split, np.ones(V, np.int64))
+    assert verification.passed
+    assert verification.loss.tokens == scored
+    assert {check.name for check in verification.checks if check.passed is None} >= {"bytes"}
+
+
 def test_a_torch_model_passes():
     torch = pytest.importorskip("torch")
     embedding = torch.nn.Embedding.from_pretrained(torch.from_numpy(PAIRS).float(), freeze=False)
@@ -404,15 +417,15 @@ def test_a_torch_model_passes():
         ({"stride": 9}, ConfigError, "stride=9 must lie in"),
         ({"tolerance": -1.0}, ConfigError, "tolerance=-1.0 must be at least 0"),
         ({"tolerance": np.nan}, ConfigError, "tolerance=nan must be at least 0"),
-        ({"log_probs": lambda x: x}, ConfigError, "log_probs must return [50, 8, V], got shape [50, 8]"),
-        ({"log_probs": lambda x: PAIRS[x][:, -1:]}, ConfigError, "got shape [50, 1, 6]"),
-        ({"log_probs": lambda x: None}, ConfigError, "must return [50, 8, V], got shape []"),
+        ({"log_probs": lambda x: x}, ConfigError, "log_probs must return [1, 8, V], got shape [1, 8]"),
+        ({"log_probs": lambda x: PAIRS[x][:, -1:]}, ConfigError, "got shape [1, 1, 6]"),
+        ({"log_probs": lambda x: None}, ConfigError, "must return [1, 8, V], got shape []"),
         ({"log_probs": lambda x: (PAIRS[x], 0.5)}, ConfigError, "must return one array, [B, T, V], got tuple"),
         ({"log_probs": lambda x: PAIRS[x][..., :5]}, ConfigError, "predicts 5 tokens, but the text has id 5"),
         (
             {"log_probs": lambda x: np.zeros((*x.shape, V + len(x)))},
             ConfigError,
-            "log_probs predicts 7 tokens, but 56 at first",
+            "log_probs predicts 56 tokens, but 7 at first",
         ),
     ],
 )
