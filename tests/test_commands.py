@@ -124,10 +124,9 @@ def test_a_network_that_looks_ahead_is_recorded_as_such(call, tmp_path, text, mo
     status, out, err = call("train", *arguments, f"data.path={text.name}", "run_dir=ahead")
     assert status == 0
     assert "verified  5 of 7 checks passed on 55 validation tokens" in out
-    assert err == (
-        "warning: causal, length failed when ahead was verified on 55 validation tokens; "
-        "babyjax evaluate run_dir=ahead verify=true says more\n"
-    )
+    assert err.startswith("warning: causal, length failed when ahead was verified on 55 validation tokens; ")
+    assert err.endswith("babyjax evaluate run_dir=ahead verify=true says more\n")
+    assert err.count("\n") == 1
     verification = json.loads((tmp_path / "ahead" / "result.json").read_text())["verification"]
     assert verification["passed"] is False
     assert [name for name, check in verification["checks"].items() if check["passed"] is False] == ["causal", "length"]
