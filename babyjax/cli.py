@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from babyjax.config import Options, choices_of, interval_of
-from babyjax.errors import BabyjaxError, LostError, OutOfMemoryError, debugging
+from babyjax.errors import BabyjaxError, LostError, OutOfMemoryError, debugging, is_out_of_memory
 from babyjax.files import discard, user_cache
 from babyjax.native_output import leave
 from babyjax.options import options_of
@@ -50,7 +50,7 @@ def run_command(main: Main, help_text: Callable[[list[str]], str]) -> NoReturn:
         complain("interrupted")
         _exit(130)
     except Exception as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             if _others_wait():
                 traceback.print_exc()
                 _exit(1)

@@ -8,6 +8,11 @@ def debugging() -> bool:
     return os.environ.get("BABYJAX_DEBUG") == "1"
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether Python or XLA could not allocate memory."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 class BabyjaxError(Exception):
     """Base class of every error babyjax raises on purpose. A command exits with status 1."""
 

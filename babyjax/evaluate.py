@@ -112,11 +112,11 @@ def evaluate(
         _save(path, arrays)
     verification = {}
     if verify:
-        from babyjax.evaluation.evaluator import Judged, verify_model
+        from babyjax.evaluation.evaluator import VerifyOptions, verify_model
 
         verification["verification"] = verify_model(
             model,
-            Judged.by([each.model for each in (run.config, *run.parts)]),
+            VerifyOptions.of([each.model for each in (run.config, *run.parts)]),
             tokens,
             byte_lengths,
             corpus.bytes - babyjax.bytes_of(tokens.train, byte_lengths),  # what the training tokens leave

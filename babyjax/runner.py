@@ -11,12 +11,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from babyjax.cli import command_line, complain, stop_signals
 from babyjax.config import BabyGPTConfig, Config, NGramConfig
 from babyjax.data.prepared import PreparedCorpus
-from babyjax.errors import DivergenceError, RunError
+from babyjax.errors import DivergenceError, RunError, is_out_of_memory
 from babyjax.evaluation.comparison import Interval
 from babyjax.files import finite_json, is_temporary, replace_file
 from babyjax.models.grow import grow
@@ -132,21 +130,21 @@ def _record(
 
 
 def _verified(event: Event, job: Job) -> Event:
-    """Verify the model of the last event and return the event with the report, without one if memory does not do."""
+    """Verify the model of the last event. Returns the event with the report, or as it is if memory is exhausted."""
     try:
         return event._replace(verification=job.task.verify(event.state.model))
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        if several():  # the other processes wait for this one
+    except Exception as error:
+        if several() or not is_out_of_memory(error):  # other processes would wait for this one
             raise
         return event
 
 
 def _unverified(event: Event, job: Job) -> str:
-    """Say what a person should know of the verification of a finished run, if anything."""
+    """Return the warning about a finished run that failed its verification or was not verified, else nothing."""
     run_dir, verification = job.config.run_dir, event.verification
     how = command_line("evaluate", f"run_dir={run_dir}", "verify=true")
     if verification is None:
-        return f"{run_dir} is not verified, since memory did not suffice; try {how}"
+        return f"{run_dir} is not verified: out of memory; try {how}"
     if verification.passed:
         return ""
     failed, tokens = ", ".join(verification.failed), verification.loss.tokens

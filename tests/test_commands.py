@@ -139,7 +139,7 @@ def test_a_run_that_memory_does_not_let_verify_is_kept(call, tmp_path, text, mon
     monkeypatch.setattr(task, "verify_sample", verify)
     status, out, err = call("train", "model=bigram", f"data.path={text.name}", "run_dir=run")
     assert (status, "verified" in out) == (0, False)
-    assert err.startswith("warning: run is not verified, since memory did not suffice")
+    assert err.startswith("warning: run is not verified: out of memory")
     assert list(json.loads((tmp_path / "run" / "result.json").read_text())) == ["step", "losses"]
     assert call("evaluate", "run_dir=run")[0] == 0
 

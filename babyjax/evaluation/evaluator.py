@@ -63,26 +63,26 @@ def token_nats(
     return ContextEvaluator.for_model(model, split, byte_lengths, stride).token_nats(model, name, progress)
 
 
-class Judged(NamedTuple):
-    """How the predictions of a model are verified: whether they are logits, and up to what they may differ by rounding.
+class VerifyOptions(NamedTuple):
+    """The arguments of `verify` for a model: whether it returns logits, and how much rounding may change, in nats.
 
-    That of bfloat16 depends on the shape of a batch: 0.1 nats was seen.
+    The rounding of bfloat16 depends on the shape of a batch: differences of 0.1 nats were seen.
     """
 
     logits: bool
     tolerance: float
 
     @classmethod
-    def by(cls, configs: Sequence[ModelConfig]) -> "Judged":
-        """Return how a model of the first config is verified; the other configs are those of a mixture's parts."""
+    def of(cls, configs: Sequence[ModelConfig]) -> "VerifyOptions":
+        """Return those for a model of the first config; the other configs are of the parts of a mixture."""
         rounded = any(isinstance(each, BabyGPTConfig) and each.dtype == "bfloat16" for each in configs)
-        # other models return log-probabilities
-        return cls(isinstance(configs[0], BabyGPTConfig), 0.5 if rounded else 1e-3)
+        logits = isinstance(configs[0], BabyGPTConfig)  # other models return log-probabilities
+        return cls(logits, tolerance=0.5 if rounded else 1e-3)
 
 
 def verify_model(
     model: LanguageModel,
-    judged: Judged,
+    options: VerifyOptions,
     split: Split,
     byte_lengths: Int[np.ndarray, " V"],
     size: int,
@@ -106,7 +106,7 @@ def verify_model(
         text=size,
         nats=None if mixed else nats,
         progress=progress,
-        **judged._asdict(),
+        **options._asdict(),
     )
     if not mixed:
         return verification
@@ -116,7 +116,7 @@ def verify_model(
 
 
 def verify_sample(
-    model: LanguageModel, judged: Judged, split: Split, byte_lengths: Int[np.ndarray, " V"]
+    model: LanguageModel, options: VerifyOptions, split: Split, byte_lengths: Int[np.ndarray, " V"]
 ) -> Verification:
     """Verify a model on the first windows of the validation split, shorter ones if its vocabulary is large.
 
@@ -136,7 +136,7 @@ def verify_sample(
         if isinstance(model, Mixture)
         else ContextEvaluator(Split(tokens, tokens), byte_lengths, block_size).token_nats(model, "val"),
         one_shape=True,
-        **judged._asdict(),
+        **options._asdict(),
     )
 
 
