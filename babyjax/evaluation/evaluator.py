@@ -17,7 +17,7 @@ from babyjax.models.base import LanguageModel
 from babyjax.models.mixture import Mixture
 from babyjax.processes import on_host
 
-SAMPLED = 16  # windows, at most, that a finished run is verified on
+SAMPLED = 2048  # tokens, at most, that a finished run is verified on
 
 
 @runtime_checkable
@@ -124,8 +124,8 @@ def verify_sample(
     """
     vocab_size = model.vocab_size
     longest = ContextEvaluator.for_model(model, split, byte_lengths).block_size
-    block_size = min(longest, max(1, HELD // (2 * vocab_size)), len(split.val) - 1)
-    rows = max(1, min(SAMPLED, HELD // (block_size * vocab_size)))
+    block_size = min(longest, SAMPLED, max(1, HELD // (2 * vocab_size)), len(split.val) - 1)
+    rows = max(1, min(SAMPLED, HELD // vocab_size) // block_size)
     tokens = in_memory(split.val[: rows * block_size + 1])
     return verify(
         lambda read: on_host(_predict(model, read)),
