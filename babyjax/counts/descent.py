@@ -16,10 +16,10 @@ from babyjax.counts.factors import LEAST_SHARE, UNKNOWN, Factors, balance
 from babyjax.counts.objective import Targets
 
 ITERATIONS = 20  # of L-BFGS in one step
-UPDATES, UPDATES_PER_STEP, UPDATES_PER_DISPATCH = 3000, 250, 50  # of Adam
-CONTEXTS = 512  # in an update
+UPDATES, UPDATES_PER_STEP, UPDATES_PER_DISPATCH = 700, 50, 10  # of Adam
+CONTEXTS, ROWS = 4096, 512  # in an update, and worked on at once
 # Of Adam. The peak of its rate is divided by the root of the width, as a logit is a sum of so many products.
-PEAK_RATE, BETA1, BETA2, EPSILON = 0.8, 0.9, 0.99, 1e-9
+PEAK_RATE, BETA1, BETA2, EPSILON = 0.8, 0.95, 0.95, 1e-9
 
 
 class Moments(NamedTuple):
@@ -116,39 +116,50 @@ def lbfgs_step(descent: Descent, targets: Targets, penalty: float, dtype: type) 
 class Draws:
     """Which contexts the updates take. A context is drawn with a probability proportional to sqrt(w_i), or always.
 
-    Its row is divided by that probability, so that the expected gradient is the exact one.
+    Its row is divided by that probability, so that the expected gradient is the exact one. An update takes the rows
+    in chunks of about `ROWS`.
     """
 
     def __init__(self, targets: Targets):
-        self._targets, self._rows = targets, min(CONTEXTS, len(targets.contexts))
+        self._targets, wanted = targets, min(CONTEXTS, len(targets.contexts))
+        self._chunks = -(-wanted // ROWS)
+        self._rows = wanted // self._chunks
+        drawn = self._chunks * self._rows
         root = np.sqrt(targets.weight)
         order = np.argsort(-root)
         rest = np.cumsum(root[order][::-1])[::-1]
-        shares = (self._rows - np.arange(self._rows)) / rest[: self._rows]  # of the others if the first k are always in
-        always = int(np.argmax(shares * root[order][: self._rows] <= 1 + 1e-12))
+        shares = (drawn - np.arange(drawn)) / rest[:drawn]  # of the others if the first k are always in
+        always = int(np.argmax(shares * root[order][:drawn] <= 1 + 1e-12))
         self._chance = np.minimum(1, shares[always] * root)
         # Those always drawn first, then the others in any order: neighbors are not drawn together.
         order[always:] = np.random.default_rng(0).permutation(order[always:])
         self._order, self._edges = order, np.cumsum(self._chance[order])
+        # Of each entry of T: its column, and T_ij divided by the chance of i.
+        self._columns = np.int32(targets.matrix.indices)
+        self._values = np.float32(targets.matrix.data / np.repeat(self._chance, np.diff(targets.matrix.indptr)))
 
     def __call__(self, seed: int) -> tuple[Any, ...]:
         """Return the contexts of `UPDATES_PER_DISPATCH` updates, their weights, bases, and the entries of their rows.
 
-        An entry has its place in the flat rows of its update.
+        An entry has its place in the flat rows of its chunk.
         """
-        shape = UPDATES_PER_DISPATCH, self._rows
-        level = np.arange(self._rows) + np.random.default_rng(seed).random(shape)  # one draw in each part
-        drawn = np.searchsorted(self._edges, level * (self._edges[-1] / self._rows), side="right")
-        drawn = self._order[np.minimum(drawn, len(self._order) - 1)]
+        shape = UPDATES_PER_DISPATCH, self._rows, self._chunks
+        level = np.arange(shape[1] * shape[2]).reshape(shape[1:]) + np.random.default_rng(seed).random(shape)
+        drawn = np.searchsorted(self._edges, level * (self._edges[-1] / (shape[1] * shape[2])), side="right")
+        # One draw in each part. The chunks take turns, so that each has its share of the frequent contexts.
+        drawn = self._order[np.minimum(drawn, len(self._order) - 1)].swapaxes(1, 2)
         chance, targets = self._chance[drawn], self._targets
-        entries = [targets.matrix[rows] for rows in drawn]
-        size = 1 << max(matrix.nnz for matrix in entries).bit_length()  # few sizes, few programs
-        place = np.zeros((UPDATES_PER_DISPATCH, size), np.int32)
-        value = np.zeros((UPDATES_PER_DISPATCH, size), np.float32)
-        for index, matrix in enumerate(entries):
-            row = np.repeat(np.arange(self._rows), np.diff(matrix.indptr))
-            place[index, : matrix.nnz] = row * matrix.shape[1] + matrix.indices
-            value[index, : matrix.nnz] = matrix.data / chance[index][row]
+        starts, vocab_size = targets.matrix.indptr, targets.matrix.shape[1]
+        lengths = np.diff(starts)[drawn]
+        size = 1 << int(lengths.sum(axis=2).max()).bit_length()  # few sizes, few programs
+        place, value = np.zeros((*shape[::2], size), np.int32), np.zeros((*shape[::2], size), np.float32)
+        for index in np.ndindex(shape[::2]):
+            rows, length = drawn[index], lengths[index]
+            ends = np.cumsum(length)
+            entry = np.repeat(starts[rows] - ends + length, length) + np.arange(ends[-1])
+            row = np.repeat(np.arange(self._rows, dtype=np.int32), length)
+            place[index][: ends[-1]] = row * vocab_size + self._columns[entry]
+            value[index][: ends[-1]] = self._values[entry]
         weight, base = (np.float32(part[drawn] / chance) for part in (targets.weight, targets.base))
         return targets.contexts[drawn], np.float32(targets.weight[drawn]), weight, base, place, value
 
@@ -170,25 +181,37 @@ def _adam(
     carry: tuple[Factors, Moments],
     first: Int[Array, ""] | int,
     penalty: Float[Array, ""],
-    contexts: Int[Array, "K R"],
-    own_weight: Float[Array, "K R"],
-    weight: Float[Array, "K R"],
-    base: Float[Array, "K R"],
-    place: Int[Array, "K N"],
-    value: Float[Array, "K N"],
+    contexts: Int[Array, "K C R"],
+    own_weight: Float[Array, "K C R"],
+    weight: Float[Array, "K C R"],
+    base: Float[Array, "K C R"],
+    place: Int[Array, "K C N"],
+    value: Float[Array, "K C N"],
 ) -> tuple[Factors, Moments]:
     def update(carry: tuple[Factors, Moments], batch: Any) -> Any:
         (embedding, head, bias), moments = carry
-        number, contexts, own_weight, weight, base, place, value = batch
+        number, contexts, own_weight, *entries = batch
         rows = embedding[contexts]
-        logits = rows @ head.T + (0.0 if bias is None else bias)
-        cells = jnp.exp(logits - logits.max(axis=1, keepdims=True))
-        cells = cells * (weight / cells.sum(axis=1))[:, None] - base[:, None]
-        cells = cells.ravel().at[place].add(-value).reshape(cells.shape)  # the gradient in the logits
+
+        def chunk(sums: tuple[Array, Array], part: Any) -> Any:
+            rows, weight, base, place, value = part
+            logits = rows @ head.T + (0.0 if bias is None else bias)
+            cells = jnp.exp(logits - logits.max(axis=1, keepdims=True))
+            cells = cells * (weight / cells.sum(axis=1))[:, None] - base[:, None]
+            cells = cells.ravel().at[place].add(-value).reshape(cells.shape)  # the gradient in the logits
+            return (sums[0] + (rows.T @ cells).T, sums[1] + cells.sum(axis=0)), (cells @ head) / weight[:, None]
+
+        zero = jnp.zeros_like(head), jnp.zeros(len(head))
+        (of_head, of_bias), of_rows = jax.lax.scan(chunk, zero, (rows, *entries))
+        contexts, rows, of_rows = (
+            contexts.ravel(),
+            rows.reshape(-1, rows.shape[-1]),
+            of_rows.reshape(-1, rows.shape[-1]),
+        )
         gradient = Factors(
-            (cells @ head) / weight[:, None] + penalty * rows / own_weight[:, None],
-            (rows.T @ cells).T + penalty * head,
-            None if bias is None else cells.sum(axis=0),
+            of_rows + penalty * rows / own_weight.reshape(-1, 1),
+            of_head + penalty * head,
+            None if bias is None else of_bias,
         )
         # A context has the moments of the updates that drew it.
         mean, square = (part._replace(embedding=part.embedding[contexts]) for part in moments[:2])

@@ -76,17 +76,19 @@ def test_whitening_keeps_the_predictions(rng):
 
 
 def test_updates_draw_contexts_so_that_the_gradient_is_exact_on_average(rng, monkeypatch):
-    monkeypatch.setattr(descent, "CONTEXTS", 8)
+    monkeypatch.setattr(descent, "CONTEXTS", 9)
+    monkeypatch.setattr(descent, "ROWS", 4)
     targets = Targets.of(random_pairs(vocab_size=30, length=20_000), 0.1)
     draws = descent.Draws(targets)
-    expected = np.zeros((30, 30))
-    for seed in range(40):
-        for contexts, weight, base, place, value in zip(*(draws(seed)[i] for i in (0, 2, 3, 4, 5)), strict=True):
-            rows = np.zeros(8 * 30)
+    expected, seeds = np.zeros((30, 30)), 200
+    for seed in range(seeds):
+        parts = (part.reshape(-1, part.shape[-1]) for part in draws(seed))
+        for contexts, _, weight, base, place, value in zip(*parts, strict=True):
+            rows = np.zeros(3 * 30)  # 9 contexts in 3 chunks
             np.add.at(rows, place, value)
-            np.add.at(expected, contexts, rows.reshape(8, 30) + base[:, None])
+            np.add.at(expected, contexts, rows.reshape(3, 30) + base[:, None])
             assert rows.sum() + 30 * base.sum() == pytest.approx(weight.sum(), rel=1e-5)
-    expected /= 40 * descent.UPDATES_PER_DISPATCH
+    expected /= seeds * descent.UPDATES_PER_DISPATCH
     np.testing.assert_allclose(expected.sum(1), targets.context_weight, rtol=0.1, atol=1e-5)
     np.testing.assert_allclose(expected, targets.dense[0], rtol=0.1, atol=1e-5)
 
@@ -135,7 +137,7 @@ def test_gpt2s_vocabulary_is_fitted_without_a_dense_matrix():
 import numpy as np
 from babyjax import PairCounts, Split, fit_counts
 from babyjax.counts import descent, fit
-descent.UPDATES = fit.UPDATES = 250
+descent.UPDATES = fit.UPDATES = descent.UPDATES_PER_STEP
 tokens = np.random.default_rng(0).zipf(1.5, 20_000).clip(1, 50_257).astype(np.int32) - 1
 pairs = PairCounts.from_split(Split(tokens[:18_000], tokens[18_000:]), 50_257)
 result = fit_counts(pairs, 16, tolerance=0.5)
