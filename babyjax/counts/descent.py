@@ -135,8 +135,9 @@ class Draws:
         order[always:] = np.random.default_rng(0).permutation(order[always:])
         self._order, self._edges = order, np.cumsum(self._chance[order])
         # Of each entry of T: its column, and T_ij divided by the chance of i.
-        self._columns = np.int32(targets.matrix.indices)
-        self._values = np.float32(targets.matrix.data / np.repeat(self._chance, np.diff(targets.matrix.indptr)))
+        self._columns = targets.matrix.indices.astype(np.int32)
+        values = targets.matrix.data / np.repeat(self._chance, np.diff(targets.matrix.indptr))
+        self._values = values.astype(np.float32)
 
     def __call__(self, seed: int) -> tuple[Any, ...]:
         """Return the contexts of `UPDATES_PER_DISPATCH` updates, their weights, bases, and the entries of their rows.
@@ -149,7 +150,7 @@ class Draws:
         # One draw in each part. The chunks take turns, so that each has its share of the frequent contexts.
         drawn = self._order[np.minimum(drawn, len(self._order) - 1)].swapaxes(1, 2)
         chance, targets = self._chance[drawn], self._targets
-        starts, vocab_size = targets.matrix.indptr, targets.matrix.shape[1]
+        starts, vocab_size = np.asarray(targets.matrix.indptr), len(targets.unigram)
         lengths = np.diff(starts)[drawn]
         size = 1 << int(lengths.sum(axis=2).max()).bit_length()  # few sizes, few programs
         place, value = np.zeros((*shape[::2], size), np.int32), np.zeros((*shape[::2], size), np.float32)

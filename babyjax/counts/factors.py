@@ -103,20 +103,24 @@ def svd_factors(pairs: PairCounts, n_embd: int, *, bias: bool) -> Factors:
     return Factors(embedding, head, log_unigram if bias else None)
 
 
-def random_spread(seed: int) -> float:
-    """Return the standard deviation of `random_factors`, in [0.1, 3]: small and large ones lead to other minima."""
-    return float(np.exp(np.random.default_rng(seed).uniform(np.log(0.1), np.log(3))))
-
-
 def random_factors(pairs: PairCounts, n_embd: int, seed: int, *, bias: bool) -> Factors:
-    """Return normal factors, with the unigram's logits as the bias."""
-    embedding, head = np.random.default_rng(seed).normal(0, random_spread(seed), (2, pairs.vocab_size, n_embd))
+    """Return normal factors, with the unigram's logits as the bias.
+
+    Small and large ones lead to different minima: their standard deviation is drawn too, from 0.1 to 3.
+    """
+    random = np.random.default_rng(seed)
+    embedding, head = random.normal(0, _log_uniform(random, 0.1, 3.0), (2, pairs.vocab_size, n_embd))
     return Factors(embedding, head, np.log(_unigram(pairs)) if bias else None)
 
 
 def perturbed(factors: Factors, seed: int) -> Factors:
-    """Return `factors` plus noise of half their standard deviation: another minimum may be near."""
+    """Return `factors` plus noise of half to twice their standard deviation: another minimum may be near."""
     random = np.random.default_rng(seed)
     embedding, head, bias = balance(factors)
-    embedding, head = (part + 0.5 * part.std() * random.normal(size=part.shape) for part in (embedding, head))
+    spread = _log_uniform(random, 0.5, 2.0)
+    embedding, head = (part + spread * part.std() * random.normal(size=part.shape) for part in (embedding, head))
     return Factors(embedding, head, bias)
+
+
+def _log_uniform(random: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(random.uniform(np.log(low), np.log(high))))

@@ -18,7 +18,7 @@ from scipy.special import entr, softmax
 
 from babyjax.config import unknown
 from babyjax.counts.descent import ITERATIONS, UPDATES, UPDATES_PER_STEP, Descent, Draws, adam_step, lbfgs_step
-from babyjax.counts.factors import UNKNOWN, Factors, perturbed, random_factors, random_spread, svd_factors
+from babyjax.counts.factors import UNKNOWN, Factors, perturbed, random_factors, svd_factors
 from babyjax.counts.newton import MAX_DAMPING, newton_step
 from babyjax.counts.objective import Targets
 from babyjax.counts.pairs import PairCounts
@@ -31,8 +31,6 @@ STEPS_BEFORE_NEWTON = 1
 # By method: second order, L-BFGS with the softmax in float64, in float32.
 NEWTON_TOLERANCE, DENSE_TOLERANCE, LARGE_TOLERANCE = 1e-6, 1e-6, 1e-3
 MAX_STEPS = 1000
-# Random factors of a spread below this are annealed: a fifth of them.
-ANNEALED_SPREAD = 0.2
 # A step damped by no more than this predicts the decrease of a free one.
 FREE_DAMPING = 1e-3
 # Values to try, strong to weak, if validation chooses; it stops after two values that bring no improvement.
@@ -216,11 +214,10 @@ class CountsProblem:
         return FitStep(self._end(position) if ended else position, restart, objective, note, ended)
 
     def _annealed(self, restart: Restart, count: int) -> Restart:
-        """Return the objective of a step: small random factors come down to their smoothing from above."""
-        small = restart.start == "random" and random_spread(restart.seed) < ANNEALED_SPREAD
-        if not self.dense or not (small or restart.start == "near best"):
+        """Return the objective of a step: a restart near the best comes down to its smoothing from above."""
+        if not self.dense or restart.start != "near best":
             return restart
-        smoothing = (10.0 if restart.start == "random" else 1.0) * 0.7 ** (count - 1)
+        smoothing = 0.7 ** (count - 1)
         return restart if smoothing < max(restart.smoothing, 1e-3) else restart._replace(smoothing=smoothing)
 
     def _certified(self, restart: Restart) -> bool:

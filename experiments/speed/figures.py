@@ -76,12 +76,13 @@ class Plan(NamedTuple):
         )
 
     def gpt(self) -> Iterator[Figure]:
-        """Recipes for a laptop in float32 on the first text; on a GPU v12 and gpt2 in bfloat16 on the last."""
+        """Recipes for a laptop in float32 on the first text; on a GPU larger networks in bfloat16 on the last."""
         text = self.texts[-1 if self.gpu else 0]
         tiny = [f"model.{key}={value}" for key, value in TINY.items()] if self.quick else []
         recipes = [["model=gpt-tiny-2019"], ["model=llama-tiny"], ["model=gpt-tiny"]]
         if self.gpu:
             recipes = [["model=babygpt-v12", "model.dtype=bfloat16"], ["model=gpt2", "train.batch_size=32"]]
+            recipes += [["model=smollm2-135m", "train.batch_size=16"], ["model=qwen3-0.6b", "train.batch_size=4"]]
         steps = 2 if self.quick else 10
         for options in recipes:
             arguments = {"options": [*options, *tiny, f"data.path={text.path}"], "steps": steps}

@@ -67,8 +67,9 @@ def test_newton_finds_what_lbfgs_finds(width, bias, smoothing, penalty):
 
 
 @pytest.mark.slow
-def test_restarts_reach_the_basin_that_few_random_starts_of_lbfgs_find():
-    pairs = names_like(3)
+@pytest.mark.parametrize("language", [3, 8])
+def test_restarts_reach_the_basin_that_few_random_starts_of_lbfgs_find(language):
+    pairs = names_like(language)
     expected = scipy_best(pairs, 2, bias=True, smoothing=1 / 27, starts=30)
     assert fit_counts(pairs, 2, smoothing=1 / 27, starts=1).objective > expected + 1e-3
     assert fit_counts(pairs, 2, smoothing=1 / 27, starts=32).objective < expected + 1e-5
