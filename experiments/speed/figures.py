@@ -82,7 +82,7 @@ class Plan(NamedTuple):
         recipes = [["model=gpt-tiny-2019"], ["model=llama-tiny"], ["model=gpt-tiny"]]
         if self.gpu:
             recipes = [["model=babygpt-v12", "model.dtype=bfloat16"], ["model=gpt2", "train.batch_size=32"]]
-            recipes += [["model=smollm2-135m", "train.batch_size=16"], ["model=qwen3-0.6b", "train.batch_size=4"]]
+            recipes += [["model=smollm2-135m", "train.batch_size=16"]]
         steps = 2 if self.quick else 10
         for options in recipes:
             arguments = {"options": [*options, *tiny, f"data.path={text.path}"], "steps": steps}
