@@ -144,17 +144,20 @@ class Draws:
 
         An entry has its place in the flat rows of its chunk.
         """
-        shape = UPDATES_PER_DISPATCH, self._rows, self._chunks
-        level = np.arange(shape[1] * shape[2]).reshape(shape[1:]) + np.random.default_rng(seed).random(shape)
-        drawn = np.searchsorted(self._edges, level * (self._edges[-1] / (shape[1] * shape[2])), side="right")
-        # One draw in each part. The chunks take turns, so that each has its share of the frequent contexts.
-        drawn = self._order[np.minimum(drawn, len(self._order) - 1)].swapaxes(1, 2)
+        count = self._chunks * self._rows
+        # One draw in each part.
+        level = np.arange(count) + np.random.default_rng(seed).random((UPDATES_PER_DISPATCH, count))
+        drawn = np.searchsorted(self._edges, level * (self._edges[-1] / count), side="right")
+        drawn = self._order[np.minimum(drawn, len(self._order) - 1)]
+        # The chunks take turns, so that each has its share of the frequent contexts.
+        drawn = drawn.reshape(-1, self._rows, self._chunks).swapaxes(1, 2)
         chance, targets = self._chance[drawn], self._targets
         starts, vocab_size = np.asarray(targets.matrix.indptr), len(targets.unigram)
         lengths = np.diff(starts)[drawn]
         size = 1 << int(lengths.sum(axis=2).max()).bit_length()  # few sizes, few programs
-        place, value = np.zeros((*shape[::2], size), np.int32), np.zeros((*shape[::2], size), np.float32)
-        for index in np.ndindex(shape[::2]):
+        chunks = drawn.shape[:2]
+        place, value = np.zeros((*chunks, size), np.int32), np.zeros((*chunks, size), np.float32)
+        for index in np.ndindex(chunks):
             rows, length = drawn[index], lengths[index]
             ends = np.cumsum(length)
             entry = np.repeat(starts[rows] - ends + length, length) + np.arange(ends[-1])
@@ -204,11 +207,8 @@ def _adam(
 
         zero = jnp.zeros_like(head), jnp.zeros(len(head))
         (of_head, of_bias), of_rows = jax.lax.scan(chunk, zero, (rows, *entries))
-        contexts, rows, of_rows = (
-            contexts.ravel(),
-            rows.reshape(-1, rows.shape[-1]),
-            of_rows.reshape(-1, rows.shape[-1]),
-        )
+        contexts = contexts.ravel()
+        rows, of_rows = (part.reshape(-1, part.shape[-1]) for part in (rows, of_rows))
         gradient = Factors(
             of_rows + penalty * rows / own_weight.reshape(-1, 1),
             of_head + penalty * head,
@@ -224,7 +224,7 @@ def _adam(
         step = jax.tree.map(
             lambda m, s, n: -rate * m / (1 - BETA1**n) / (jnp.sqrt(s / (1 - BETA2**n)) + EPSILON), mean, square, count
         )
-        factors = Factors(  # a context is drawn less often, so its rate is twice as high
+        factors = Factors(  # a rare context is drawn less often, so the rate of contexts is twice as high
             embedding.at[contexts].add(2 * step.embedding), head + step.head, None if bias is None else bias + step.bias
         )
         mean, square = (
