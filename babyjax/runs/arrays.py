@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Array, UInt32
 
 from babyjax.errors import CheckpointError, DivergenceError, LostError
@@ -162,7 +162,7 @@ def begin_writing(path: Path, arrays: Arrays) -> Callable[[], None]:
         return partial(_write, path, arrays)
     from orbax.checkpoint import v1 as ocp
 
-    with _explained():
+    with _explained(), _saving(arrays):
         response = ocp.save_async(str(path), arrays)
 
     def end() -> None:
@@ -180,9 +180,21 @@ def _write(path: Path, arrays: Arrays) -> None:
         probe = path.with_name(f"{path.name}{UNFINISHED}-probe")
         probe.mkdir(exist_ok=True)
         probe.rmdir()
-        with ORBAX:
+        with ORBAX, _saving(arrays):
             ocp.save(str(path), arrays)
     arrays.clear()  # what is read back takes their memory
+
+
+def _saving(arrays: Arrays) -> Any:
+    """Return Orbax's context to save in. It compresses if most of it is integers, which are counts: floats
+    would become 8 % smaller and take twice as long to read.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    integers = sum(array.nbytes for array in arrays.values() if array.dtype.kind in "iu")
+    context = ocp.Context()
+    context.array.saving.use_compression = 2 * integers > sum(array.nbytes for array in arrays.values())
+    return context
 
 
 def check_arrays(path: Path, digest: str) -> None:
@@ -220,11 +232,16 @@ def read_arrays(path: Path, digest: str, place: Place = lambda name: None, part:
     arrays: Arrays = {}
     with _explained(path):
         shapes, sums = _shapes(path), {}
+        if part and jax.default_backend() == "cpu" and not several():
+            # JAX has to copy most of NumPy's memory, but not that of its own device.
+            cpu = SingleDeviceSharding(jax.devices()[0])
+            place = {name: cpu for name in shapes if name.startswith(part)}.get
         for names in _groups(shapes, max(USED, sum(each.nbytes for each in shapes.values()) // 16)):
             loaded = _load(path, shapes, names, place)
             sums |= _sums(loaded)
             kept = {name: array for name, array in loaded.items() if name.startswith(part)}
-            arrays |= jax.block_until_ready(jax.device_put(kept)) if part else kept
+            # Through NumPy, which copies nothing on a CPU, since Orbax binds arrays to the device it reads them to.
+            arrays |= jax.block_until_ready(jax.device_put(jax.tree.map(np.asarray, kept))) if part else kept
     if _digest(shapes, sums) != digest:
         raise CheckpointError(f"{path} was changed after it was written")
     return arrays
