@@ -158,7 +158,7 @@ class MixtureConfig(ModelConfig):
 
     trainers: ClassVar[tuple[str, ...]] = ("mixing",)
     parts: str = option("", "run directories to mix, with commas between them")
-    weights: Literal["global", "depth"] = option("depth", "mixture weights: one set, or by matched context")
+    weights: Literal["global", "context"] = option("context", "mixture weights: one set, or by what the n-gram knows")
 
 
 class BabyGPTConfig(WindowedConfig):

@@ -21,7 +21,7 @@ from scipy.optimize import minimize
 
 from babyjax.counts.ngrams import Level, count_ngrams, sum_before
 from babyjax.data.batches import TRAIN_FRACTION
-from babyjax.models.ngram import MAX_ORDER, NGram
+from babyjax.models.ngram import MAX_ORDER, NGram, certainty
 
 # lmplz of KenLM has these where the formula has no value.
 FALLBACK = (0.5, 1.0, 1.5)
@@ -158,12 +158,13 @@ def nats_at(evidence: list[Evidence], vocab_size: int) -> Float[np.ndarray, " T"
     return -np.log(probability[1:])
 
 
-def matched_at(evidence: list[Evidence]) -> Int[np.ndarray, " T"]:
-    """Return how many tokens before each token of a text but the first are a context that was seen."""
-    matched = np.zeros(len(evidence[0].counts), np.int64)
+def certainty_at(evidence: list[Evidence]) -> Int[np.ndarray, " T"]:
+    """Return the `certainty` before every token of a text but the first, by the longest context any has followed."""
+    found = np.ones(len(evidence[0].counts), np.int64)
     for shorter, each in enumerate(evidence[1:], 1):
-        matched[shorter:] += each.total > 0
-    return matched[1:]
+        left = (each.kinds * each.discounts).sum(axis=-1) / np.maximum(each.total, 1)
+        found[shorter:] = np.where(each.total > 0, certainty(each.kinds.sum(axis=-1), left), found[shorter:])
+    return found[1:]
 
 
 def evidence_of(

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, Integer
 
 from babyjax.config import BigramConfig, Config, NGramConfig
-from babyjax.counts.kneser_ney import evidence_of, fit_discounts, matched_at, nats_at
+from babyjax.counts.kneser_ney import certainty_at, evidence_of, fit_discounts, nats_at
 from babyjax.counts.ngrams import sum_before
 from babyjax.data.batches import Split
 from babyjax.errors import ConfigError
@@ -21,7 +21,7 @@ from babyjax.models.mixture import Mixture
 from babyjax.models.ngram import NGram
 
 TokenNats = Float[np.ndarray, " T"]
-Matched = Int[np.ndarray, " T"]
+Certainty = Int[np.ndarray, " T"]
 
 
 def counts_text(config: Config) -> bool:
@@ -54,20 +54,20 @@ def adaptive_nats(
     require_counting(config, parts)
     if isinstance(model, Mixture):
         static = MixtureEvaluator(split, byte_lengths)
-        nats, matched = [], []
+        nats, certainty = [], []
         for part_config, part in zip(parts, model.parts, strict=True):
             if counts_text(part_config):
-                part_nats, part_matched = _counting_nats(part_config, part, split)
-                matched.append(part_matched)
+                part_nats, part_certainty = _counting_nats(part_config, part, split)
+                certainty.append(part_certainty)
             else:
                 part_nats = static.windows(part).token_nats(part, "val", progress)
             nats.append(part_nats)
-        return cross_fitted(np.stack(nats, axis=1), np.max(matched, axis=0), len(model.log_weights[...]))
+        return cross_fitted(np.stack(nats, axis=1), np.max(certainty, axis=0), len(model.log_weights[...]))
     return _counting_nats(config, model, split)[0]
 
 
-def _counting_nats(config: Config, model: LanguageModel, split: Split) -> tuple[TokenNats, Matched]:
-    """Return the losses and how many tokens of the context were matched."""
+def _counting_nats(config: Config, model: LanguageModel, split: Split) -> tuple[TokenNats, Certainty]:
+    """Return the losses and the certainty before each token."""
     if isinstance(model, Bigram):
         nats = bigram_nats(np.asarray(model.counts[...]), model.smoothing, split.val)
         return nats, np.zeros(len(nats), np.int64)
@@ -76,7 +76,7 @@ def _counting_nats(config: Config, model: LanguageModel, split: Split) -> tuple[
     fitted = config.model.discounts == "fitted"
     discounts = fit_discounts(split.train, model.vocab_size, model.order, adaptive=True)[0] if fitted else None
     evidence = evidence_of(split.train, split.val, model.vocab_size, model.order, adaptive=True, discounts=discounts)
-    return nats_at(evidence, model.vocab_size), matched_at(evidence)
+    return nats_at(evidence, model.vocab_size), certainty_at(evidence)
 
 
 def bigram_nats(counts: Int[np.ndarray, "V V"], smoothing: float, text: Integer[np.ndarray, " L"]) -> TokenNats:

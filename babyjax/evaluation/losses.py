@@ -256,10 +256,10 @@ class ContextEvaluator:
         scores = self._score(model, name, progress, _token_nats)
         return np.concatenate([nats[scored] for nats, _, scored in scores]).astype(np.float64)
 
-    def token_matched(self, model: LanguageModel, name: str) -> Int[np.ndarray, " T"]:
-        """Return the model's `matched` before every token of a split but the first."""
-        scores = self._score(model, name, lambda split, fraction: None, _token_matched)
-        return np.concatenate([matched[scored] for matched, _, scored in scores])
+    def token_certainty(self, model: LanguageModel, name: str) -> Int[np.ndarray, " T"]:
+        """Return the model's `certainty` before every token of a split but the first."""
+        scores = self._score(model, name, lambda split, fraction: None, _token_certainty)
+        return np.concatenate([certainty[scored] for certainty, _, scored in scores])
 
 
 def _spread_over(model: LanguageModel) -> NamedSharding | None:
@@ -287,5 +287,5 @@ def _token_nats(model, tokens: Int[Array, "R T"]) -> Float[Array, "R T-1"]:
 
 
 @jax.jit
-def _token_matched(model, tokens: Int[Array, "R T"]) -> Int[Array, "R T-1"]:
-    return model.matched(tokens)[:, :-1]
+def _token_certainty(model, tokens: Int[Array, "R T"]) -> Int[Array, "R T-1"]:
+    return model.certainty(tokens)[:, :-1]

@@ -17,23 +17,25 @@ from babyjax.models.mixture import Mixture
 MAX_ITERATIONS, TOLERANCE = 1000, 1e-8  # nats per token
 
 PartNats = Float[np.ndarray, "L P"]
-LogWeights = Float[np.ndarray, "D P"]
+LogWeights = Float[np.ndarray, "C P"]
 
 
-def fit_weights(nats: PartNats, depth: Int[np.ndarray, " L"], depths: int) -> LogWeights:
-    """Return the log-weights of each depth below `depths` that are best for these tokens; deeper ones have the last.
+def fit_weights(nats: PartNats, kind: Int[np.ndarray, " L"], classes: int) -> LogWeights:
+    """Return the log-weights of each class of contexts that are best for these tokens; classes from `classes` on have
+    the last.
 
-    As if each part had explained one token more at each depth, so that a depth without tokens has equal weights and
-    none is 0.
+    Each class has as many tokens added as there are parts, shared among them as the one best set of weights for all
+    tokens shares them; that set has one token added for each part. So no weight is 0.
     """
-    parts, depth = nats.shape[1], np.minimum(depth, depths - 1)
+    parts, kind = nats.shape[1], np.minimum(kind, classes - 1)
+    prior = np.ones(parts) if classes == 1 else parts * np.exp(fit_weights(nats, np.zeros_like(kind), 1)[0])
     likelihood = np.exp(nats.min(axis=1, keepdims=True) - nats)
-    cells = (depth[:, None] * parts + np.arange(parts)).ravel()
-    weights, before = np.full((depths, parts), 1 / parts), np.inf
+    cells = (kind[:, None] * parts + np.arange(parts)).ravel()
+    weights, before = np.tile(prior / parts, (classes, 1)), np.inf
     for _ in range(MAX_ITERATIONS):
-        share = weights[depth] * likelihood
+        share = weights[kind] * likelihood
         total = share.sum(axis=1, keepdims=True)
-        explained = 1 + np.bincount(cells, (share / total).ravel(), depths * parts).reshape(depths, parts)
+        explained = prior + np.bincount(cells, (share / total).ravel(), classes * parts).reshape(classes, parts)
         weights = explained / explained.sum(axis=1, keepdims=True)
         loss = -np.log(total).mean()
         if before - loss < TOLERANCE:
@@ -42,18 +44,18 @@ def fit_weights(nats: PartNats, depth: Int[np.ndarray, " L"], depths: int) -> Lo
     return np.log(weights)
 
 
-def mixed_nats(nats: PartNats, depth: Int[np.ndarray, " L"], log_weights: LogWeights) -> Float[np.ndarray, " L"]:
+def mixed_nats(nats: PartNats, kind: Int[np.ndarray, " L"], log_weights: LogWeights) -> Float[np.ndarray, " L"]:
     """Return -log p of each token under the mixture."""
-    return -np.logaddexp.reduce(log_weights[np.minimum(depth, len(log_weights) - 1)] - nats, axis=1)
+    return -np.logaddexp.reduce(log_weights[np.minimum(kind, len(log_weights) - 1)] - nats, axis=1)
 
 
-def cross_fitted(nats: PartNats, depth: Int[np.ndarray, " L"], depths: int) -> Float[np.ndarray, " L"]:
+def cross_fitted(nats: PartNats, kind: Int[np.ndarray, " L"], classes: int) -> Float[np.ndarray, " L"]:
     """Return -log p of each token under the mixture whose weights were fitted on the half it is not in."""
     half = len(nats) // 2
     halves = slice(None, half), slice(half, None)
     return np.concatenate(
         [
-            mixed_nats(nats[judged], depth[judged], fit_weights(nats[fitted], depth[fitted], depths))
+            mixed_nats(nats[judged], kind[judged], fit_weights(nats[fitted], kind[fitted], classes))
             for judged, fitted in (halves, halves[::-1])
         ]
     )
@@ -74,8 +76,8 @@ class MixtureEvaluator:
     def part_nats(
         self, parts: Sequence[LanguageModel], progress: Callable[[str, float], None] = lambda split, fraction: None
     ) -> tuple[PartNats, Int[np.ndarray, " L"]]:
-        """Return the losses of the parts on every token of the validation split, and how much context is matched."""
-        nats, matched = [], []
+        """Return the losses of the parts on every token of the validation split, and the certainty before it."""
+        nats, certainty = [], []
         for index, part in enumerate(parts):
             evaluator = self.windows(part)
             nats.append(
@@ -83,16 +85,16 @@ class MixtureEvaluator:
                     part, "val", lambda split, share, index=index: progress(split, (index + share) / len(parts))
                 )
             )
-            matched.append(evaluator.token_matched(part, "val"))
-        return np.stack(nats, axis=1), np.max(matched, axis=0)
+            certainty.append(evaluator.token_certainty(part, "val"))
+        return np.stack(nats, axis=1), np.max(certainty, axis=0)
 
     def token_nats(
         self, model: Mixture, name: str, progress: Callable[[str, float], None] = lambda split, fraction: None
     ) -> Float[np.ndarray, " T"]:
         """Return -log p of every token of a split but the first, in nats."""
         if name == "val":
-            nats, depth = self.part_nats(model.parts, progress)
-            return cross_fitted(nats, depth, len(model.log_weights[...]))
+            nats, kind = self.part_nats(model.parts, progress)
+            return cross_fitted(nats, kind, len(model.log_weights[...]))
         return self.windows(model).token_nats(model, name, progress)
 
     def __call__(

@@ -35,8 +35,8 @@ class LanguageModel(nnx.Module):
         """Return -log p of every token but the first, given those before it, in nats."""
         return optax.softmax_cross_entropy_with_integer_labels(self(tokens[:, :-1]), tokens[:, 1:])
 
-    def matched(self, tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
-        """Return how many of the last tokens a model that looks them up has found; 0 for any other model."""
+    def certainty(self, tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
+        """Return how much a model that looks up the last tokens knows of what follows; 0 for any other model."""
         return jnp.zeros_like(tokens)
 
     def decoder(self) -> "Decoder":
@@ -83,8 +83,8 @@ class Decoder:
         logits = self.model(window)
         return logits[jnp.arange(len(window)), length - 1], (window, length)
 
-    def matched(self, cache: Any) -> Int[Array, " B"]:
-        """Return the model's `matched` after the last token of each row."""
+    def certainty(self, cache: Any) -> Int[Array, " B"]:
+        """Return the model's `certainty` after the last token of each row."""
         return jnp.zeros(len(jax.tree.leaves(cache)[0]), jnp.int32)
 
 

@@ -12,12 +12,12 @@ from babyjax.models.base import Decoder, LanguageModel
 
 
 class Mixture(LanguageModel):
-    """`p = sum_i w_i p_i`. The weights depend on how many tokens of the context an n-gram among the parts has matched.
+    """`p = sum_i w_i p_i`. The weights depend on how much an n-gram among the parts knows of what follows.
 
-    `log_weights[d]` are those for a match of d tokens; longer matches have the last row.
+    `log_weights[c]` are those for a certainty of c, the highest of the parts; higher ones have the last row.
     """
 
-    def __init__(self, parts: Sequence[LanguageModel], log_weights: Float[Array, "D P"]):
+    def __init__(self, parts: Sequence[LanguageModel], log_weights: Float[Array, "C P"]):
         for index, part in enumerate(parts):
             setattr(self, f"part{index}", part)
         self.log_weights = nnx.Variable(log_weights)
@@ -39,23 +39,23 @@ class Mixture(LanguageModel):
         return min((part.max_length for part in self.parts if part.max_length is not None), default=None)
 
     def __call__(self, tokens: Int[Array, "B T"], *, key: Key[Array, ""] | None = None) -> Float[Array, "B T V"]:
-        return self.mix([part(tokens) for part in self.parts], self.matched(tokens))
+        return self.mix([part(tokens) for part in self.parts], self.certainty(tokens))
 
     def nats(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T-1"]:
         nats = jnp.stack([part.nats(tokens) for part in self.parts], axis=-1)
-        return -jax.nn.logsumexp(self._log_weights_at(self.matched(tokens)[:, :-1]) - nats, axis=-1)
+        return -jax.nn.logsumexp(self._log_weights_at(self.certainty(tokens)[:, :-1]) - nats, axis=-1)
 
-    def matched(self, tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
-        return jnp.stack([part.matched(tokens) for part in self.parts]).max(axis=0)
+    def certainty(self, tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
+        return jnp.stack([part.certainty(tokens) for part in self.parts]).max(axis=0)
 
-    def mix(self, logits: Sequence[Float[Array, "*B V"]], matched: Int[Array, "*B"]) -> Float[Array, "*B V"]:
+    def mix(self, logits: Sequence[Float[Array, "*B V"]], certainty: Int[Array, "*B"]) -> Float[Array, "*B V"]:
         """Return the log-probabilities of the mixture from the logits of the parts."""
         every = jnp.stack([jax.nn.log_softmax(each)[..., : self.vocab_size] for each in logits], axis=-1)
-        return jax.nn.logsumexp(self._log_weights_at(matched)[..., None, :] + every, axis=-1)
+        return jax.nn.logsumexp(self._log_weights_at(certainty)[..., None, :] + every, axis=-1)
 
-    def _log_weights_at(self, matched: Int[Array, "*B"]) -> Float[Array, "*B P"]:
+    def _log_weights_at(self, certainty: Int[Array, "*B"]) -> Float[Array, "*B P"]:
         table = self.log_weights[...]
-        return table[jnp.minimum(matched, len(table) - 1)]
+        return table[jnp.minimum(certainty, len(table) - 1)]
 
     def decoder(self) -> "MixtureDecoder":
         return MixtureDecoder(self)
@@ -86,7 +86,7 @@ class MixtureDecoder(Decoder):
         logits, caches = zip(
             *(part.extend(each, tokens, counts) for part, each in zip(self.parts, cache, strict=True)), strict=True
         )
-        return self.model.mix(logits, self.matched(caches)), caches
+        return self.model.mix(logits, self.certainty(caches)), caches
 
-    def matched(self, cache: tuple[Any, ...]) -> Int[Array, " B"]:
-        return jnp.stack([part.matched(each) for part, each in zip(self.parts, cache, strict=True)]).max(axis=0)
+    def certainty(self, cache: tuple[Any, ...]) -> Int[Array, " B"]:
+        return jnp.stack([part.certainty(each) for part, each in zip(self.parts, cache, strict=True)]).max(axis=0)

@@ -17,6 +17,7 @@ from babyjax.evaluation.mixing import MixtureEvaluator, cross_fitted, fit_weight
 from babyjax.models.base import LanguageModel
 from babyjax.models.bigram import Bigram, count_chunks, count_matrix
 from babyjax.models.mixture import Mixture
+from babyjax.models.ngram import CERTAINTIES
 from babyjax.text import duration
 from babyjax.training.devices import require_memory
 from babyjax.training.events import Event, State
@@ -99,12 +100,12 @@ def mix(
     parts: Sequence[LanguageModel], names: Sequence[str], config: MixtureConfig, evaluator: MixtureEvaluator
 ) -> Made:
     """Mix trained models, with the weights that are best for the validation split."""
-    nats, depth = evaluator.part_nats(parts)
-    depths = 1 if config.weights == "global" else int(depth.max()) + 1
-    log_weights = fit_weights(nats, depth, depths)
+    nats, kind = evaluator.part_nats(parts)
+    classes = CERTAINTIES if config.weights == "context" and kind.any() else 1
+    log_weights = fit_weights(nats, kind, classes)
     model = Mixture(parts, jnp.asarray(log_weights, jnp.float32))
-    losses = evaluator(model, ["train"]) | {"val": evaluator.of_tokens(cross_fitted(nats, depth, depths), "val")}
-    share = np.exp(log_weights)[np.minimum(depth, depths - 1)].mean(axis=0)
+    losses = evaluator(model, ["train"]) | {"val": evaluator.of_tokens(cross_fitted(nats, kind, classes), "val")}
+    share = np.exp(log_weights)[np.minimum(kind, classes - 1)].mean(axis=0)
     return Made(
         model,
         f"mixed {len(parts)} models",

@@ -1,4 +1,4 @@
-"""A mixture is linear in probability, with weights by matched context."""
+"""A mixture is linear in probability, with weights by what the n-gram knows."""
 
 import chex
 import jax
@@ -9,30 +9,31 @@ from ladder import filled, small
 
 from babyjax import Mixture, estimate_ngram, generate
 from babyjax.models.bigram import Bigram
+from babyjax.models.ngram import CERTAINTIES
 
-V, D = 7, 3
+V, ORDER = 7, 3
 TEXT = np.random.default_rng(0).integers(0, V, 200).astype(np.int32)
-PARTS = (estimate_ngram(TEXT, V, D), Bigram.from_tokens(TEXT, V))
-WEIGHTS = np.random.default_rng(1).dirichlet([1, 1], D).astype(np.float32)
+PARTS = (estimate_ngram(TEXT, V, ORDER), Bigram.from_tokens(TEXT, V))
+WEIGHTS = np.random.default_rng(1).dirichlet([1, 1], CERTAINTIES).astype(np.float32)
 TOKENS = jnp.asarray(np.random.default_rng(2).integers(0, V, (2, 6)), jnp.int32)
-evaluate = jax.jit(lambda model, tokens: (model(tokens), model.nats(tokens), model.matched(tokens)))
+evaluate = jax.jit(lambda model, tokens: (model(tokens), model.nats(tokens), model.certainty(tokens)))
 
 
 @pytest.mark.slow
 def test_probabilities_are_the_weighted_sum():
-    logits, nats, matched = evaluate(Mixture(PARTS, jnp.log(WEIGHTS)), TOKENS)
+    logits, nats, certainty = evaluate(Mixture(PARTS, jnp.log(WEIGHTS)), TOKENS)
     first, second = (jax.nn.softmax(part(TOKENS)) for part in PARTS)
-    weights = WEIGHTS[np.asarray(matched)]
+    weights = WEIGHTS[np.asarray(certainty)]
     expected = weights[..., :1] * first + weights[..., 1:] * second
     np.testing.assert_allclose(np.exp(logits), expected, rtol=1e-5)
-    np.testing.assert_array_equal(matched, PARTS[0].matched(TOKENS))
+    np.testing.assert_array_equal(certainty, PARTS[0].certainty(TOKENS))
     following = np.take_along_axis(expected[:, :-1], np.asarray(TOKENS)[:, 1:, None], axis=-1)[..., 0]
     np.testing.assert_allclose(np.exp(-nats), following, rtol=1e-5)
 
 
-def test_one_row_of_weights_serves_every_depth():
+def test_one_row_of_weights_serves_every_context():
     model = Mixture(PARTS, jnp.log(WEIGHTS[:1]))
-    same = Mixture(PARTS, jnp.log(np.repeat(WEIGHTS[:1], D, axis=0)))
+    same = Mixture(PARTS, jnp.log(np.repeat(WEIGHTS[:1], CERTAINTIES, axis=0)))
     chex.assert_trees_all_close(evaluate(model, TOKENS), evaluate(same, TOKENS))
 
 

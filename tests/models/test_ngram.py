@@ -11,6 +11,7 @@ from ladder import mostly_slow
 
 from babyjax import NGram, estimate_ngram, generate
 from babyjax.models import ngram
+from babyjax.models.ngram import CERTAINTIES, certainty
 
 V = 150  # more children than are read at once
 TEXT = np.random.default_rng(0).zipf(1.3, 3000).clip(max=V - 1).astype(np.int32)
@@ -68,11 +69,22 @@ def test_logits_and_nats_are_those_of_the_recursion(text):
     np.testing.assert_allclose(nats_of(MODEL, tokens)[0], -np.array(targets), atol=2e-5)
 
 
-def test_matched_is_the_longest_context_in_the_trie():
-    tokens = TEXT[100:108]
-    expected = [max(n for n in range(1, 4) if tuple(tokens[: place + 1][-n:].tolist()) in GRAMS) for place in range(8)]
-    expected[0], expected[1] = 1, 2
-    np.testing.assert_array_equal(MODEL.matched(jnp.asarray(tokens)[None])[0], expected)
+def test_certainty_is_that_after_the_longest_context_in_the_trie():
+    def expected(context):
+        if not context:
+            return 1
+        followers = sum(gram[:-1] == context for gram in GRAMS)
+        if not followers:
+            return expected(context[1:])
+        left = np.exp(GRAMS[context][1])
+        return 1 + 8 * np.searchsorted([-32, -16, -8, -4, -2, -1], -followers, "right") + int(8 * (1 - left))
+
+    tokens = np.append(TEXT[100:108], [V - 1, V - 1, V - 1])
+    contexts = [tuple(tokens[: place + 1][-3:].tolist()) for place in range(len(tokens))]
+    found = MODEL.certainty(jnp.asarray(tokens)[None])[0]
+    np.testing.assert_array_equal(found, list(map(expected, contexts)))
+    assert len(set(found.tolist())) > 2
+    assert certainty(np.array([33, 1]), np.array([1.0, 0.1])).tolist() == [1, CERTAINTIES - 1]
 
 
 @pytest.mark.parametrize("children", mostly_slow([1, 7, 1000], 7))

@@ -79,6 +79,19 @@ def test_a_part_is_read_and_the_rest_checked(written):
     chex.assert_trees_all_equal(fill(arrays, state_of(2).model, "model"), state_of(1).model)
 
 
+def test_a_part_in_float64_is_checked_to_the_bit_before_it_is_rounded(tmp_path):
+    wide = {"model": {"x": np.random.default_rng(0).normal(size=5)}}
+    arrays = read_arrays(*write(tmp_path / "1", wide), part="model/")
+    np.testing.assert_allclose(arrays["model/x"], wide["model"]["x"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_counts_are_compressed_and_parameters_are_not(tmp_path, kind):
+    write(tmp_path / "1", {"model": {"x": np.zeros(1 << 16, kind)}})
+    size = sum(path.stat().st_size for path in (tmp_path / "1").rglob("*") if path.is_file())
+    assert (size < 1 << 16) == (kind == np.int32)
+
+
 def test_numpy_leaves_stay_on_the_host_in_float64(tmp_path):
     tree = {"host": np.float64(1) / np.arange(1, 4), "device": jnp.ones(2), "scalar": np.float64(1 / 3)}
     filled = fill(read_arrays(*write(tmp_path / "1", tree)), tree)
