@@ -16,7 +16,7 @@ ENTRIES = {
     "mixture": Entry(
         "gpt-tiny with fewer steps, mixed with the n-gram",
         (
-            f"{NGRAM} & {NETWORK} model=gpt-tiny train.steps=1200 run_dir=network && wait",
+            f"{NGRAM} & {NETWORK} model=gpt-tiny train.steps=900 run_dir=network && wait",
             f"{MIX}network,ngram",
             f"{EVALUATE}mixture",
         ),
