@@ -21,11 +21,11 @@ LogWeights = Float[np.ndarray, "C P"]
 
 
 def fit_weights(nats: PartNats, kind: Int[np.ndarray, " L"], classes: int) -> LogWeights:
-    """Return the log-weights of each class of contexts that are best for these tokens; classes from `classes` on have
-    the last.
+    """Return the log-weights of each class of contexts that are best for these tokens, `kind` being the classes of the
+    contexts. Classes from `classes` on share the last row.
 
-    Each class has as many tokens added as there are parts, shared among them as the one best set of weights for all
-    tokens shares them; that set has one token added for each part. So no weight is 0.
+    A Dirichlet prior, worth a token for each part, draws each class to the weights that are best for all tokens, and
+    those to equal ones. So no weight is 0.
     """
     parts, kind = nats.shape[1], np.minimum(kind, classes - 1)
     prior = np.ones(parts) if classes == 1 else parts * np.exp(fit_weights(nats, np.zeros_like(kind), 1)[0])

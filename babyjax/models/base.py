@@ -36,7 +36,7 @@ class LanguageModel(nnx.Module):
         return optax.softmax_cross_entropy_with_integer_labels(self(tokens[:, :-1]), tokens[:, 1:])
 
     def certainty(self, tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
-        """Return how much a model that looks up the last tokens knows of what follows; 0 for any other model."""
+        """Return a class of each context by how much a model that looks it up knows of what follows; 0 for others."""
         return jnp.zeros_like(tokens)
 
     def decoder(self) -> "Decoder":

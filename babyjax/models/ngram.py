@@ -33,7 +33,9 @@ def certainty(followers: Any, left: Any) -> Any:
     down to at most 1/8. Chen & Goodman (1996) choose the weights of their mixtures by the mean count of a follower.
     """
     few = sum((followers <= 2**power).astype(int) for power in range(FOLLOWERS - 1))
-    bounds = [share / SHARES + 1e-5 for share in range(1, SHARES)]  # fractions are rounded, but not across these
+    bounds = [
+        share / SHARES + 1e-5 for share in range(1, SHARES)
+    ]  # exact fractions are common, and rounding must not move them across
     little = sum((left <= bound).astype(int) for bound in bounds)
     return 1 + SHARES * few + little
 

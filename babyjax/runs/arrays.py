@@ -233,9 +233,9 @@ def read_arrays(path: Path, digest: str, place: Place = lambda name: None, part:
     with _explained(path):
         shapes, sums = _shapes(path), {}
         if part and jax.default_backend() == "cpu" and not several():
-            # JAX copies memory that is not aligned, as most of NumPy's is not; its own is.
+            # JAX shares memory only if it is aligned, as that of its devices is and most of NumPy's is not.
             cpu = SingleDeviceSharding(jax.devices()[0])
-            narrow = (name for name, shape in shapes.items() if shape.dtype.itemsize < 8)  # others JAX would round
+            narrow = (name for name, shape in shapes.items() if shape.dtype.itemsize < 8)  # JAX would round the others
             place = {name: cpu for name in narrow if name.startswith(part)}.get
         for names in _groups(shapes, max(USED, sum(each.nbytes for each in shapes.values()) // 16)):
             loaded = _load(path, shapes, names, place)
