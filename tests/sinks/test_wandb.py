@@ -77,6 +77,7 @@ def test_runs_that_are_logged_at_the_same_time_are_told_apart(tmp_path, monkeypa
             sink(Event(step, State(step, LanguageModel(), ()), np.array([seed + step / 10]), 0.1))
     for sink in sinks:
         sink.close()
+    wandb.teardown()  # a run may finish before its file is written; the end of a command waits for it like this
     for seed in range(2):
         ((config, scalars),) = logged(tmp_path / f"seed-{seed}")
         assert config["seed"] == seed
