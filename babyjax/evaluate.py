@@ -105,7 +105,7 @@ def evaluate(
     if "val" in names:
         splits["val"]["ngram_baseline"], arrays["val_ngram"] = ngram.val, ngram.nats
         if adaptive:
-            found = babyjax.adaptive_nats(run.config, model, run.parts, tokens, byte_lengths, evaluating)
+            found = babyjax.adaptive_nats(run.config, model, run.parts, tokens, byte_lengths, stride, evaluating)
             splits["val"]["adaptive"] = _shown(babyjax.Nats.of_tokens(found, sizes["val"]))
             arrays["val_adaptive"] = found
     if path is not None:

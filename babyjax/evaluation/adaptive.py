@@ -44,16 +44,18 @@ def adaptive_nats(
     parts: tuple[Config, ...],
     split: Split,
     byte_lengths: Int[np.ndarray, " V"],
+    stride: int | None = None,
     progress: Callable[[str, float], None] = lambda split, fraction: None,
 ) -> TokenNats:
     """Return -log p of every validation token but the first, each counted once it is predicted, in nats.
 
     Of a mixture, with runs of the configs `parts`, the parts that were counted count on, the others stay as they are,
-    and the weights are those of a cross-fit on these losses. Raises: ConfigError if no part was counted.
+    with windows `stride` apart, or half a block if that is None, and the weights are those of a cross-fit on these
+    losses. Raises: ConfigError if no part was counted.
     """
     require_counting(config, parts)
     if isinstance(model, Mixture):
-        static = MixtureEvaluator(split, byte_lengths)
+        static = MixtureEvaluator(split, byte_lengths, stride)
         nats, certainty = [], []
         for part_config, part in zip(parts, model.parts, strict=True):
             if counts_text(part_config):

@@ -45,15 +45,17 @@ def test_an_ngram_counts_on(discounts):
     np.testing.assert_array_equal(adaptive_nats(config, model, (), SPLIT, BYTES), expected)
 
 
-def test_the_counting_parts_of_a_mixture_count_on():
+@pytest.mark.parametrize("stride", [None, 3])
+def test_the_counting_parts_of_a_mixture_count_on_and_others_have_the_stride(stride):
     network = load_config(["model=babygpt-v3-attention"])
     parts = (estimate_ngram(SPLIT.train, V, 3), filled(small("babygpt-v3-attention", block_size=8), V))
     mixture = load_config(["model=mixture", "model.parts=a,b"])
     model = Mixture(parts, jnp.log(jnp.full((CERTAINTIES, 2), 0.5)))
     evidence = evidence_of(*SPLIT, V, 3, adaptive=True)
-    static = MixtureEvaluator(SPLIT, BYTES).part_nats(parts)[0][:, 1]
+    static = MixtureEvaluator(SPLIT, BYTES, stride).part_nats(parts)[0][:, 1]
     expected = cross_fitted(np.stack([nats_at(evidence, V), static], axis=1), certainty_at(evidence), CERTAINTIES)
-    np.testing.assert_array_equal(adaptive_nats(mixture, model, (NGRAM, network), SPLIT, BYTES), expected)
+    nats = adaptive_nats(mixture, model, (NGRAM, network), SPLIT, BYTES, stride)
+    np.testing.assert_array_equal(nats, expected)
     with pytest.raises(ConfigError, match="not for model=mixture"):
         adaptive_nats(mixture, model, (network, network), SPLIT, BYTES)
     with pytest.raises(ConfigError, match="not for model=babygpt-v3-attention"):
