@@ -102,11 +102,11 @@ def encoded_by_the_library(path: str, folder: str, tokenizer: str) -> Results:
     return {"tokens": len(ids)}
 
 
-def learned() -> Results:
+def learned(vocabulary: str) -> Results:
     """Learn a byte-pair encoding from pydocs."""
     text = babyjax.load_corpus("pydocs").text
     start = time.perf_counter()
-    tokenizer = babyjax.SubwordTokenizer.fit(text, VOCABULARY)
+    tokenizer = babyjax.SubwordTokenizer.fit(text, int(vocabulary))
     return {"learning": time.perf_counter() - start, "vocabulary": tokenizer.vocab_size}
 
 
@@ -142,9 +142,9 @@ def batch_seconds(read: Callable[[int], Any], rounds: int) -> float:
     return median(seconds[10:])
 
 
-def trained(path: str, folder: str, steps: str) -> Results:
+def trained(path: str, folder: str, model: str, steps: str) -> Results:
     """Train a small network on a prepared corpus, by the command."""
-    arguments = ("model=gpt-tiny-2019", f"train.steps={steps}", "train.eval_interval=50", f"data.path={path}")
+    arguments = (f"model={model}", f"train.steps={steps}", "train.eval_interval=50", f"data.path={path}")
     config = babyjax.load_config([*arguments, f"run_dir={folder}/run-{time.time_ns()}"])
     task = babyjax.load_task(config)
     with babyjax.Run.open(config, task.corpus, task.tokenizer) as run:
@@ -179,8 +179,9 @@ SIDES: dict[str, Callable[..., Results]] = {
 
 
 def measure(path: str, quick: bool) -> Results:
-    """Measure everything; `quick` with a thousandth of the bytes."""
-    text, scale, rounds, steps = Path(path).read_bytes(), *((1e-3, 1, "2") if quick else (1.0, ROUNDS, "100"))
+    """Measure everything; `quick` with a thousandth of the bytes, fewer byte pairs and BabyGPT v1."""
+    text, scale, rounds = Path(path).read_bytes(), *((1e-3, 1) if quick else (1.0, ROUNDS))
+    vocabulary, training = (300, ("babygpt", "2")) if quick else (VOCABULARY, ("gpt-tiny-2019", "100"))
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         results: Results = {"corpus": Path(path).stem, "batch": list(BATCH)}
@@ -200,13 +201,13 @@ def measure(path: str, quick: bool) -> Results:
         clean(work)
         lines = documents(text.decode(), DOCUMENTS * scale, work / "documents.jsonl")
         learned_from = babyjax.load_corpus("pydocs").text
-        (work / "tokenizer.json").write_text(babyjax.SubwordTokenizer.fit(learned_from, VOCABULARY).to_json())
+        (work / "tokenizer.json").write_text(babyjax.SubwordTokenizer.fit(learned_from, vocabulary).to_json())
         arguments = (str(lines), name, str(work / "tokenizer.json"))
         results["encoding"] = take_turns(
             {"babyjax": ("prepared", *arguments), "tokenizers": ("encoded_by_the_library", *arguments)}, rounds
         )
         results["documents"] = {"bytes": lines.stat().st_size, "number": lines.read_bytes().count(b"\n")}
-        results["learning"] = take_turns({"pydocs": ("learned",)}, rounds)
+        results["learning"] = take_turns({"pydocs": ("learned", str(vocabulary))}, rounds)
         clean(work)
         for size, kind in ((SMALL, "small"), (HUGE, "huge")):
             corpus = repeated(text, size * scale, work / f"{kind}.txt")
@@ -214,9 +215,9 @@ def measure(path: str, quick: bool) -> Results:
             babyjax.prepare_corpus(work / kind, str(corpus))
             results[f"preparing {kind}"] = {"seconds": time.perf_counter() - start, "bytes": corpus.stat().st_size}
             corpus.unlink()
-            in_a_process("trained", str(work / kind), name, steps)  # counts the pairs, and warms up
+            in_a_process("trained", str(work / kind), name, *training)  # counts the pairs, and warms up
         results["training"] = take_turns(
-            {kind: ("trained", str(work / kind), name, steps) for kind in ("small", "huge")}, rounds
+            {kind: ("trained", str(work / kind), name, *training) for kind in ("small", "huge")}, rounds
         )
     return results
 

@@ -137,7 +137,8 @@ def test_gpt2s_vocabulary_is_fitted_without_a_dense_matrix():
 import numpy as np
 from babyjax import PairCounts, Split, fit_counts
 from babyjax.counts import descent, fit
-descent.UPDATES = fit.UPDATES = descent.UPDATES_PER_STEP
+for module in (descent, fit):
+    module.UPDATES = module.UPDATES_PER_STEP = descent.UPDATES_PER_DISPATCH
 tokens = np.random.default_rng(0).zipf(1.5, 20_000).clip(1, 50_257).astype(np.int32) - 1
 pairs = PairCounts.from_split(Split(tokens[:18_000], tokens[18_000:]), 50_257)
 result = fit_counts(pairs, 16, tolerance=0.5)

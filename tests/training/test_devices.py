@@ -64,7 +64,8 @@ from babyjax.trees import named_arrays
 
 places, place = [], evaluation.place
 evaluation.place = lambda array, where: places.append(where) or place(array, where)
-options = ["model=babygpt-v9-layernorm", "model.n_embd=128", "model.n_head=8", "train.batch_size=8", "train.steps=3"]
+options = ["model=babygpt-v9-layernorm", "model.n_embd=128", "model.n_head=8", "model.n_layer=2", "model.unroll=1"]
+options += ["train.batch_size=8", "train.steps=3"]
 sizes, losses = {}, {}
 for kind, on_disk in (("data", False), ("fsdp", False), ("fsdp", True), ("data", True)):
     programs = []
