@@ -21,7 +21,8 @@ from scipy.optimize import minimize
 
 from babyjax.counts.ngrams import Level, count_ngrams, sum_before
 from babyjax.data.batches import TRAIN_FRACTION
-from babyjax.models.ngram import MAX_ORDER, NGram, certainty
+from babyjax.models.base import NOTHING_KNOWN
+from babyjax.models.ngram import MAX_ORDER, NGram
 
 # lmplz of KenLM has these where the formula has no value.
 FALLBACK = (0.5, 1.0, 1.5)
@@ -158,12 +159,15 @@ def nats_at(evidence: list[Evidence], vocab_size: int) -> Float[np.ndarray, " T"
     return -np.log(probability[1:])
 
 
-def certainty_at(evidence: list[Evidence]) -> Int[np.ndarray, " T"]:
-    """Return the `certainty` before every token of a text but the first, by the longest context any has followed."""
-    found = np.ones(len(evidence[0].counts), np.int64)
-    for shorter, each in enumerate(evidence[1:], 1):
-        left = (each.kinds * each.discounts).sum(axis=-1) / np.maximum(each.total, 1)
-        found[shorter:] = np.where(each.total > 0, certainty(each.kinds.sum(axis=-1), left), found[shorter:])
+def knowledge_at(evidence: list[Evidence]) -> Float[np.ndarray, "T 3"]:
+    """Return the `knowledge` before every token of a text but the first."""
+    found = np.tile(NOTHING_KNOWN, (len(evidence[0].counts), 1))
+    for length, each in enumerate(evidence[1:], 1):
+        seen = each.total > 0
+        kinds, total = each.kinds[seen], each.total[seen]
+        discounts = np.broadcast_to(each.discounts, each.kinds.shape)[seen]
+        left, followers = (kinds * discounts).sum(axis=-1) / total, kinds.sum(axis=-1)
+        found[length:][seen] = np.column_stack([left, np.log(followers), np.full(len(total), length)])
     return found[1:]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, Integer
 
 from babyjax.config import BigramConfig, Config, NGramConfig
-from babyjax.counts.kneser_ney import certainty_at, evidence_of, fit_discounts, nats_at
+from babyjax.counts.kneser_ney import evidence_of, fit_discounts, knowledge_at, nats_at
 from babyjax.counts.ngrams import sum_before
 from babyjax.data.batches import Split
 from babyjax.errors import ConfigError
@@ -21,7 +21,7 @@ from babyjax.models.mixture import Mixture
 from babyjax.models.ngram import NGram
 
 TokenNats = Float[np.ndarray, " T"]
-Certainty = Int[np.ndarray, " T"]
+Knowledge = Float[np.ndarray, "T 3"]
 
 
 def counts_text(config: Config) -> bool:
@@ -56,29 +56,29 @@ def adaptive_nats(
     require_counting(config, parts)
     if isinstance(model, Mixture):
         static = MixtureEvaluator(split, byte_lengths, stride)
-        nats, certainty = [], []
+        nats, knowledge = [], []
         for part_config, part in zip(parts, model.parts, strict=True):
             if counts_text(part_config):
-                part_nats, part_certainty = _counting_nats(part_config, part, split)
-                certainty.append(part_certainty)
+                part_nats, part_knowledge = _counting_nats(part_config, part, split)
+                knowledge.append(part_knowledge)
             else:
                 part_nats = static.windows(part).token_nats(part, "val", progress)
             nats.append(part_nats)
-        return cross_fitted(np.stack(nats, axis=1), np.max(certainty, axis=0), len(model.log_weights[...]))
+        return cross_fitted(np.stack(nats, axis=1), np.max(knowledge, axis=0), len(model.gate[...]))
     return _counting_nats(config, model, split)[0]
 
 
-def _counting_nats(config: Config, model: LanguageModel, split: Split) -> tuple[TokenNats, Certainty]:
-    """Return the losses and the certainty before each token."""
+def _counting_nats(config: Config, model: LanguageModel, split: Split) -> tuple[TokenNats, Knowledge]:
+    """Return the losses and the knowledge before each token."""
     if isinstance(model, Bigram):
         nats = bigram_nats(np.asarray(model.counts[...]), model.smoothing, split.val)
-        return nats, np.zeros(len(nats), np.int64)
+        return nats, np.zeros((len(nats), 3))
     assert isinstance(model, NGram)
     assert isinstance(config.model, NGramConfig)
     fitted = config.model.discounts == "fitted"
     discounts = fit_discounts(split.train, model.vocab_size, model.order, adaptive=True)[0] if fitted else None
     evidence = evidence_of(split.train, split.val, model.vocab_size, model.order, adaptive=True, discounts=discounts)
-    return nats_at(evidence, model.vocab_size), certainty_at(evidence)
+    return nats_at(evidence, model.vocab_size), knowledge_at(evidence)
 
 
 def bigram_nats(counts: Int[np.ndarray, "V V"], smoothing: float, text: Integer[np.ndarray, " L"]) -> TokenNats:

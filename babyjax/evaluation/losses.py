@@ -208,7 +208,7 @@ class ContextEvaluator:
 
     def _score(
         self, model: LanguageModel, name: str, progress: Callable[[str, float], None], score: Callable[..., Any]
-    ) -> Iterator[tuple[Shaped[np.ndarray, "R T"], Int[np.ndarray, "R T"], Bool[np.ndarray, "R T"]]]:
+    ) -> Iterator[tuple[Shaped[np.ndarray, "R T *any"], Int[np.ndarray, "R T"], Bool[np.ndarray, "R T"]]]:
         """Scores of the targets of windows, the targets and which of them are scored, some windows at a time.
 
         If the model is on several devices, each scores its share of the windows.
@@ -256,10 +256,10 @@ class ContextEvaluator:
         scores = self._score(model, name, progress, _token_nats)
         return np.concatenate([nats[scored] for nats, _, scored in scores]).astype(np.float64)
 
-    def token_certainty(self, model: LanguageModel, name: str) -> Int[np.ndarray, " T"]:
-        """Return the model's `certainty` before every token of a split but the first."""
-        scores = self._score(model, name, lambda split, fraction: None, _token_certainty)
-        return np.concatenate([certainty[scored] for certainty, _, scored in scores])
+    def token_knowledge(self, model: LanguageModel, name: str) -> Float[np.ndarray, "T 3"]:
+        """Return the model's `knowledge` before every token of a split but the first."""
+        scores = self._score(model, name, lambda split, fraction: None, _token_knowledge)
+        return np.concatenate([knowledge[scored] for knowledge, _, scored in scores]).astype(np.float64)
 
 
 def _spread_over(model: LanguageModel) -> NamedSharding | None:
@@ -287,5 +287,5 @@ def _token_nats(model, tokens: Int[Array, "R T"]) -> Float[Array, "R T-1"]:
 
 
 @jax.jit
-def _token_certainty(model, tokens: Int[Array, "R T"]) -> Int[Array, "R T-1"]:
-    return model.certainty(tokens)[:, :-1]
+def _token_knowledge(model, tokens: Int[Array, "R T"]) -> Float[Array, "R T-1 3"]:
+    return model.knowledge(tokens)[:, :-1]

@@ -1,61 +1,63 @@
-"""Weights of linear mixtures, by expectation-maximization (Dempster, Laird & Rubin 1977; Jelinek & Mercer 1980).
+"""Weights of linear mixtures, by maximum likelihood.
 
-What is needed of the parts is their losses token by token. No weight is judged on a token that it was fitted to: in a
-cross-fit each half of a text gets the weights of the other half.
+What is needed of the parts is their losses token by token, and what an n-gram among them knows of each context. In a
+cross-fit each half of a text gets the weights of the other half: none is judged on a token that it was fitted to.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.optimize import minimize
+from scipy.special import log_softmax, logsumexp, softmax
 
 from babyjax.data.batches import Split
 from babyjax.evaluation.losses import ContextEvaluator, Nats
 from babyjax.models.base import LanguageModel
-from babyjax.models.mixture import Mixture
-
-MAX_ITERATIONS, TOLERANCE = 1000, 1e-8  # nats per token
+from babyjax.models.mixture import Mixture, features
 
 PartNats = Float[np.ndarray, "L P"]
-LogWeights = Float[np.ndarray, "C P"]
+Knowledge = Float[np.ndarray, "L 3"]
+Gate = Float[np.ndarray, "F P"]
+MAX_ITERATIONS = 1000
 
 
-def fit_weights(nats: PartNats, kind: Int[np.ndarray, " L"], classes: int) -> LogWeights:
-    """Return the log-weights of each class of contexts that are best for these tokens, `kind` being the classes of the
-    contexts. Classes from `classes` on share the last row.
+def fit_gate(nats: PartNats, knowledge: Knowledge, size: int) -> Gate:
+    """Return the gate of a mixture, of `size` features, that is best for these tokens.
 
-    A Dirichlet prior, worth a token for each part, draws each class to the weights that are best for all tokens, and
-    those to equal ones. So no weight is 0.
+    Its numbers have a standard normal prior, so that no weight is 0, and those for a short text are about equal.
     """
-    parts, kind = nats.shape[1], np.minimum(kind, classes - 1)
-    prior = np.ones(parts) if classes == 1 else parts * np.exp(fit_weights(nats, np.zeros_like(kind), 1)[0])
-    likelihood = np.exp(nats.min(axis=1, keepdims=True) - nats)
-    cells = (kind[:, None] * parts + np.arange(parts)).ravel()
-    weights, before = np.tile(prior / parts, (classes, 1)), np.inf
-    for _ in range(MAX_ITERATIONS):
-        share = weights[kind] * likelihood
+    inputs, likelihood = features(knowledge)[:, :size], np.exp(nats.min(axis=1, keepdims=True) - nats)
+    # Features that are correlated and of many sizes would take quasi-Newton steps ten times as long.
+    second_moments = inputs.T @ inputs / max(len(inputs), 1) + 1e-6 * np.eye(size)
+    to_gate = np.linalg.inv(np.linalg.cholesky(second_moments)).T
+    inputs = inputs @ to_gate
+
+    def objective(flat: Float[np.ndarray, " N"]) -> tuple[float, Float[np.ndarray, " N"]]:
+        white = flat.reshape(size, -1)
+        weights, gate = softmax(inputs @ white, axis=1), to_gate @ white
+        share = weights * likelihood
         total = share.sum(axis=1, keepdims=True)
-        explained = prior + np.bincount(cells, (share / total).ravel(), classes * parts).reshape(classes, parts)
-        weights = explained / explained.sum(axis=1, keepdims=True)
-        loss = -np.log(total).mean()
-        if before - loss < TOLERANCE:
-            break
-        before = loss
-    return np.log(weights)
+        gradient = inputs.T @ (weights - share / total) + to_gate.T @ gate
+        return (gate**2).sum() / 2 - np.log(total).sum(), gradient.ravel()
+
+    start = np.zeros(size * nats.shape[1])
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS, "ftol": 1e-9})
+    return to_gate @ found.x.reshape(size, -1)
 
 
-def mixed_nats(nats: PartNats, kind: Int[np.ndarray, " L"], log_weights: LogWeights) -> Float[np.ndarray, " L"]:
+def mixed_nats(nats: PartNats, knowledge: Knowledge, gate: Gate) -> Float[np.ndarray, " L"]:
     """Return -log p of each token under the mixture."""
-    return -np.logaddexp.reduce(log_weights[np.minimum(kind, len(log_weights) - 1)] - nats, axis=1)
+    return -logsumexp(log_softmax(features(knowledge)[:, : len(gate)] @ gate, axis=1) - nats, axis=1)
 
 
-def cross_fitted(nats: PartNats, kind: Int[np.ndarray, " L"], classes: int) -> Float[np.ndarray, " L"]:
-    """Return -log p of each token under the mixture whose weights were fitted on the half it is not in."""
+def cross_fitted(nats: PartNats, knowledge: Knowledge, size: int) -> Float[np.ndarray, " L"]:
+    """Return -log p of each token under the mixture whose gate was fitted on the half it is not in."""
     half = len(nats) // 2
     halves = slice(None, half), slice(half, None)
     return np.concatenate(
         [
-            mixed_nats(nats[judged], kind[judged], fit_weights(nats[fitted], kind[fitted], classes))
+            mixed_nats(nats[judged], knowledge[judged], fit_gate(nats[fitted], knowledge[fitted], size))
             for judged, fitted in (halves, halves[::-1])
         ]
     )
@@ -75,9 +77,9 @@ class MixtureEvaluator:
 
     def part_nats(
         self, parts: Sequence[LanguageModel], progress: Callable[[str, float], None] = lambda split, fraction: None
-    ) -> tuple[PartNats, Int[np.ndarray, " L"]]:
-        """Return the losses of the parts on every token of the validation split, and the certainty before it."""
-        nats, certainty = [], []
+    ) -> tuple[PartNats, Knowledge]:
+        """Return the losses of the parts on every token of the validation split, and the knowledge before it."""
+        nats, knowledge = [], []
         for index, part in enumerate(parts):
             evaluator = self.windows(part)
             nats.append(
@@ -85,16 +87,15 @@ class MixtureEvaluator:
                     part, "val", lambda split, share, index=index: progress(split, (index + share) / len(parts))
                 )
             )
-            certainty.append(evaluator.token_certainty(part, "val"))
-        return np.stack(nats, axis=1), np.max(certainty, axis=0)
+            knowledge.append(evaluator.token_knowledge(part, "val"))
+        return np.stack(nats, axis=1), np.max(knowledge, axis=0)
 
     def token_nats(
         self, model: Mixture, name: str, progress: Callable[[str, float], None] = lambda split, fraction: None
     ) -> Float[np.ndarray, " T"]:
         """Return -log p of every token of a split but the first, in nats."""
         if name == "val":
-            nats, kind = self.part_nats(model.parts, progress)
-            return cross_fitted(nats, kind, len(model.log_weights[...]))
+            return cross_fitted(*self.part_nats(model.parts, progress), len(model.gate[...]))
         return self.windows(model).token_nats(model, name, progress)
 
     def __call__(

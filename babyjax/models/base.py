@@ -11,6 +11,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+# The `knowledge` of a model that looks contexts up, after one that no token has followed.
+NOTHING_KNOWN = (1.0, 0.0, 0.0)
+
 
 class LanguageModel(nnx.Module):
     """`logits = model(tokens)`: position t holds the logits of token t + 1, given the tokens up to t."""
@@ -35,9 +38,13 @@ class LanguageModel(nnx.Module):
         """Return -log p of every token but the first, given those before it, in nats."""
         return optax.softmax_cross_entropy_with_integer_labels(self(tokens[:, :-1]), tokens[:, 1:])
 
-    def certainty(self, tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
-        """Return a class of each context by how much a model that looks it up knows of what follows; 0 for others."""
-        return jnp.zeros_like(tokens)
+    def knowledge(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T 3"]:
+        """Return what a model that looks contexts up knows after the longest that any token has followed; 0 for others.
+
+        The probability left to what is known of shorter contexts, the logarithm of how many different tokens have
+        followed, and the length of the context.
+        """
+        return jnp.zeros((*tokens.shape, 3))
 
     def decoder(self) -> "Decoder":
         """Return what reads tokens one after the other."""
@@ -83,9 +90,9 @@ class Decoder:
         logits = self.model(window)
         return logits[jnp.arange(len(window)), length - 1], (window, length)
 
-    def certainty(self, cache: Any) -> Int[Array, " B"]:
-        """Return the model's `certainty` after the last token of each row."""
-        return jnp.zeros(len(jax.tree.leaves(cache)[0]), jnp.int32)
+    def knowledge(self, cache: Any) -> Float[Array, "B 3"]:
+        """Return the model's `knowledge` after the last token of each row."""
+        return jnp.zeros((len(jax.tree.leaves(cache)[0]), 3))
 
 
 class LastTokenDecoder(Decoder):

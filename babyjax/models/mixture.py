@@ -1,6 +1,7 @@
 """Linear mixtures of models, in probability."""
 
 from collections.abc import Sequence
+from itertools import combinations_with_replacement
 from typing import Any
 
 import jax
@@ -10,17 +11,28 @@ from jaxtyping import Array, Float, Int, Key
 
 from babyjax.models.base import Decoder, LanguageModel
 
+FEATURES = 10  # of a context
+
+
+def features(knowledge: Any) -> Any:
+    """Return 1, the three numbers of `knowledge`, and their squares and products: [..., 3] to [..., 10]."""
+    numbers = [knowledge[..., index] for index in range(3)]
+    products = [one * other for one, other in combinations_with_replacement(numbers, 2)]
+    xp = knowledge.__array_namespace__()
+    return xp.stack([xp.ones_like(numbers[0]), *numbers, *products], axis=-1)
+
 
 class Mixture(LanguageModel):
-    """`p = sum_i w_i p_i`. The weights depend on how much an n-gram among the parts knows of what follows.
+    """`p = sum_i w_i p_i`. The weights depend on what an n-gram among the parts knows of the context.
 
-    `log_weights[c]` are those for a certainty of c, the highest of the parts; higher ones have the last row.
+    They are a softmax of `features @ gate` (Jacobs et al. 1991), with the largest numbers that a part knows. A `gate`
+    of one row uses the first feature only: the same weights everywhere.
     """
 
-    def __init__(self, parts: Sequence[LanguageModel], log_weights: Float[Array, "C P"]):
+    def __init__(self, parts: Sequence[LanguageModel], gate: Float[Array, "F P"]):
         for index, part in enumerate(parts):
             setattr(self, f"part{index}", part)
-        self.log_weights = nnx.Variable(log_weights)
+        self.gate = nnx.Variable(gate)
         self.size = len(parts)
         self.vocab_size = min(part.vocab_size for part in parts)
 
@@ -39,23 +51,24 @@ class Mixture(LanguageModel):
         return min((part.max_length for part in self.parts if part.max_length is not None), default=None)
 
     def __call__(self, tokens: Int[Array, "B T"], *, key: Key[Array, ""] | None = None) -> Float[Array, "B T V"]:
-        return self.mix([part(tokens) for part in self.parts], self.certainty(tokens))
+        return self.mix([part(tokens) for part in self.parts], self.knowledge(tokens))
 
     def nats(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T-1"]:
         nats = jnp.stack([part.nats(tokens) for part in self.parts], axis=-1)
-        return -jax.nn.logsumexp(self._log_weights_at(self.certainty(tokens)[:, :-1]) - nats, axis=-1)
+        return -jax.nn.logsumexp(self.log_weights(self.knowledge(tokens)[:, :-1]) - nats, axis=-1)
 
-    def certainty(self, tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
-        return jnp.stack([part.certainty(tokens) for part in self.parts]).max(axis=0)
+    def knowledge(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T 3"]:
+        return jnp.stack([part.knowledge(tokens) for part in self.parts]).max(axis=0)
 
-    def mix(self, logits: Sequence[Float[Array, "*B V"]], certainty: Int[Array, "*B"]) -> Float[Array, "*B V"]:
+    def mix(self, logits: Sequence[Float[Array, "*B V"]], knowledge: Float[Array, "*B 3"]) -> Float[Array, "*B V"]:
         """Return the log-probabilities of the mixture from the logits of the parts."""
         every = jnp.stack([jax.nn.log_softmax(each)[..., : self.vocab_size] for each in logits], axis=-1)
-        return jax.nn.logsumexp(self._log_weights_at(certainty)[..., None, :] + every, axis=-1)
+        return jax.nn.logsumexp(self.log_weights(knowledge)[..., None, :] + every, axis=-1)
 
-    def _log_weights_at(self, certainty: Int[Array, "*B"]) -> Float[Array, "*B P"]:
-        table = self.log_weights[...]
-        return table[jnp.minimum(certainty, len(table) - 1)]
+    def log_weights(self, knowledge: Float[Array, "*B 3"]) -> Float[Array, "*B P"]:
+        """Return the logarithms of the weights of the parts."""
+        gate = self.gate[...]
+        return jax.nn.log_softmax(jnp.matmul(features(knowledge)[..., : len(gate)], gate, precision="highest"))
 
     def decoder(self) -> "MixtureDecoder":
         return MixtureDecoder(self)
@@ -86,7 +99,7 @@ class MixtureDecoder(Decoder):
         logits, caches = zip(
             *(part.extend(each, tokens, counts) for part, each in zip(self.parts, cache, strict=True)), strict=True
         )
-        return self.model.mix(logits, self.certainty(caches)), caches
+        return self.model.mix(logits, self.knowledge(caches)), caches
 
-    def certainty(self, cache: tuple[Any, ...]) -> Int[Array, " B"]:
-        return jnp.stack([part.certainty(each) for part, each in zip(self.parts, cache, strict=True)]).max(axis=0)
+    def knowledge(self, cache: tuple[Any, ...]) -> Float[Array, "B 3"]:
+        return jnp.stack([part.knowledge(each) for part, each in zip(self.parts, cache, strict=True)]).max(axis=0)

@@ -5,7 +5,6 @@ longer contexts that were passed over. Interpolated models have this form too: `
 """
 
 from itertools import pairwise
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,31 +12,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from babyjax.models.base import Decoder, LanguageModel
+from babyjax.models.base import NOTHING_KNOWN, Decoder, LanguageModel
 
 MAX_ORDER = 10
 MISSING = -1  # in place of a node
 CHILDREN = 64
-FOLLOWERS, SHARES = 7, 8
-CERTAINTIES = 1 + FOLLOWERS * SHARES
-
 Nodes = Int[Array, "*shape"]
-
-
-def certainty(followers: Any, left: Any) -> Any:
-    """Return a class of contexts, below `CERTAINTIES`, by how many different tokens have followed and by the backoff
-    weight, which in an interpolated model is the probability left to what is known of shorter contexts.
-
-    Class 0 is for models that look nothing up. Class 1, the least certain, is also for contexts no token has followed.
-    There are 7 classes of followers, from 33 or more down to 1, and within each 8 of what is left, from more than 7/8
-    down to at most 1/8. Chen & Goodman (1996) choose the weights of their mixtures by the mean count of a follower.
-    """
-    few = sum((followers <= 2**power).astype(int) for power in range(FOLLOWERS - 1))
-    bounds = [
-        share / SHARES + 1e-5 for share in range(1, SHARES)
-    ]  # exact fractions are common, and rounding must not move them across
-    little = sum((left <= bound).astype(int) for bound in bounds)
-    return 1 + SHARES * few + little
 
 
 class NGram(LanguageModel):
@@ -127,18 +107,17 @@ class NGram(LanguageModel):
             value = jnp.where(node == MISSING, value, self.log_probability[...][node])
         return -value[:, 1:]
 
-    def certainty(self, tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
-        return self.certainty_of(jnp.stack([jnp.zeros_like(tokens), *self.match(tokens)[:-1]], axis=-1))
+    def knowledge(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T 3"]:
+        return self.knowledge_of(jnp.stack([jnp.zeros_like(tokens), *self.match(tokens)[:-1]], axis=-1))
 
-    def certainty_of(self, contexts: Int[Array, "*B K"]) -> Int[Array, "*B"]:
-        """Return the certainty after the longest of some contexts that any token has followed, given as their nodes by
-        length, the empty one first.
-        """
+    def knowledge_of(self, contexts: Int[Array, "*B K"]) -> Float[Array, "*B 3"]:
+        """Return the `knowledge` after some contexts, given as their nodes by length, the empty one first."""
         start, end = self._children(contexts)
         longest = (contexts.shape[-1] - 1 - jnp.argmax((end > start)[..., ::-1], axis=-1))[..., None]
         left = jnp.exp(self._log_backoff_of(jnp.take_along_axis(contexts, longest, axis=-1)))
-        found = certainty(jnp.take_along_axis(end - start, longest, axis=-1), left)
-        return jnp.where(longest == 0, 1, found)[..., 0]
+        followers = jnp.take_along_axis(end - start, longest, axis=-1)
+        found = jnp.concatenate([left, jnp.log(followers), longest], axis=-1)
+        return jnp.where(longest > 0, found, jnp.array(NOTHING_KNOWN))
 
     def decoder(self) -> "NGramDecoder":
         return NGramDecoder(self)
@@ -225,5 +204,5 @@ class NGramDecoder(Decoder):
         cache = jax.lax.fori_loop(0, tokens.shape[1], read, cache)
         return self.model.log_probabilities(cache), cache
 
-    def certainty(self, cache: Int[Array, "B K"]) -> Int[Array, " B"]:
-        return self.model.certainty_of(jnp.pad(cache, ((0, 0), (1, 0))))
+    def knowledge(self, cache: Int[Array, "B K"]) -> Float[Array, "B 3"]:
+        return self.model.knowledge_of(jnp.pad(cache, ((0, 0), (1, 0))))

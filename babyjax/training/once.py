@@ -13,11 +13,10 @@ from babyjax.config import BigramConfig, MixtureConfig, NGramConfig, TrainConfig
 from babyjax.counts.kneser_ney import choose_fitted, choose_order, estimate_ngram, fit_discounts
 from babyjax.counts.pairs import count_windows
 from babyjax.evaluation.losses import Nats
-from babyjax.evaluation.mixing import MixtureEvaluator, cross_fitted, fit_weights
+from babyjax.evaluation.mixing import MixtureEvaluator, cross_fitted, fit_gate
 from babyjax.models.base import LanguageModel
 from babyjax.models.bigram import Bigram, count_chunks, count_matrix
-from babyjax.models.mixture import Mixture
-from babyjax.models.ngram import CERTAINTIES
+from babyjax.models.mixture import FEATURES, Mixture
 from babyjax.text import duration
 from babyjax.training.devices import require_memory
 from babyjax.training.events import Event, State
@@ -100,12 +99,11 @@ def mix(
     parts: Sequence[LanguageModel], names: Sequence[str], config: MixtureConfig, evaluator: MixtureEvaluator
 ) -> Made:
     """Mix trained models, with the weights that are best for the validation split."""
-    nats, kind = evaluator.part_nats(parts)
-    classes = CERTAINTIES if config.weights == "context" and kind.any() else 1
-    log_weights = fit_weights(nats, kind, classes)
-    model = Mixture(parts, jnp.asarray(log_weights, jnp.float32))
-    losses = evaluator(model, ["train"]) | {"val": evaluator.of_tokens(cross_fitted(nats, kind, classes), "val")}
-    share = np.exp(log_weights)[np.minimum(kind, classes - 1)].mean(axis=0)
+    nats, knowledge = evaluator.part_nats(parts)
+    size = FEATURES if config.weights == "context" and knowledge.any() else 1
+    model = Mixture(parts, jnp.asarray(fit_gate(nats, knowledge, size), jnp.float32))
+    losses = evaluator(model, ["train"]) | {"val": evaluator.of_tokens(cross_fitted(nats, knowledge, size), "val")}
+    share = np.exp(model.log_weights(jnp.asarray(knowledge, jnp.float32))).mean(axis=0)
     return Made(
         model,
         f"mixed {len(parts)} models",

@@ -24,16 +24,15 @@ import numpy as np
 import babyjax
 from babyjax.counts.kneser_ney import (
     Discounts,
-    Evidence,
-    certainty_at,
     choose_order,
     estimate_ngram,
     evidence_of,
     fit_discounts,
+    knowledge_at,
     nats_at,
 )
 from babyjax.evaluation.mixing import MixtureEvaluator, cross_fitted
-from babyjax.models.ngram import CERTAINTIES
+from babyjax.models.mixture import FEATURES
 from experiments.ngram.report import report
 from experiments.record import run_experiment
 
@@ -49,13 +48,13 @@ class Text:
         self.task = babyjax.load_task(self.config)
         self.split, self.vocab_size = self.task.split, self.task.tokenizer.vocab_size
 
-    def counted(self, order: int, adaptive: bool, fitted: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the losses of the n-gram, its certainty and how many tokens it matched, token by token."""
+    def counted(self, order: int, adaptive: bool, fitted: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return the losses of the n-gram, and what it knows, token by token."""
         discounts: Discounts | None = None
         if fitted:
             discounts = fit_discounts(self.split.train, self.vocab_size, order, adaptive=adaptive)[0]
         evidence = evidence_of(*self.split, self.vocab_size, order, adaptive=adaptive, discounts=discounts)
-        return nats_at(evidence, self.vocab_size), certainty_at(evidence), depth_at(evidence)
+        return nats_at(evidence, self.vocab_size), knowledge_at(evidence)
 
     def trained(self, seed: int, steps: int) -> np.ndarray:
         """Train gpt-tiny-2019 and return its losses token by token."""
@@ -64,14 +63,6 @@ class Text:
         *_, last = trainer.run(trainer.init())
         evaluator = MixtureEvaluator(self.split, self.task.tokenizer.byte_lengths)
         return evaluator.part_nats([last.state.model])[0][:, 0]
-
-
-def depth_at(evidence: list[Evidence]) -> np.ndarray:
-    """Return how many tokens before each token of a text but the first are a context that was seen."""
-    depth = np.zeros(len(evidence[0].counts), np.int64)
-    for shorter, each in enumerate(evidence[1:], 1):
-        depth[shorter:] += each.total > 0
-    return depth[1:]
 
 
 def ppmd(text: str) -> dict[str, float]:
@@ -91,22 +82,21 @@ def ppmd(text: str) -> dict[str, float]:
 
 def mixtures(text: Text, networks: list[np.ndarray], orders: list[tuple[int, bool]]) -> list[dict[str, Any]]:
     """Return the cross-fitted losses of mixtures of an n-gram with each network, and of all of them together."""
-    rows, zero = [], np.zeros(len(networks[0]), np.int64)
+    rows, nothing = [], np.zeros((len(networks[0]), 3))
     ensemble = np.stack(networks, axis=1)
-    rows.append({"parts": "ensemble", "static": [cross_fitted(ensemble, zero, 1).mean()]})
+    rows.append({"parts": "ensemble", "static": [cross_fitted(ensemble, nothing, 1).mean()]})
     for order, fitted in orders:
         row: dict[str, Any] = {"parts": "network and n-gram", "order": order, "fitted": fitted}
         for adaptive in (False, True):
-            nats, certainty, depth = text.counted(order, adaptive, fitted)
+            nats, knowledge = text.counted(order, adaptive, fitted)
             pairs = [np.stack([network, nats], axis=1) for network in networks]
             every = np.column_stack([ensemble, nats])
             key = "adaptive" if adaptive else "static"
             row |= {
                 f"{key}_ngram": nats.mean(),
-                f"{key}_global": [cross_fitted(pair, zero, 1).mean() for pair in pairs],
-                f"{key}_depth": [cross_fitted(pair, depth, order).mean() for pair in pairs],
-                key: [cross_fitted(pair, certainty, CERTAINTIES).mean() for pair in pairs],
-                f"{key}_ensemble": cross_fitted(every, certainty, CERTAINTIES).mean(),
+                f"{key}_global": [cross_fitted(pair, nothing, 1).mean() for pair in pairs],
+                key: [cross_fitted(pair, knowledge, FEATURES).mean() for pair in pairs],
+                f"{key}_ensemble": cross_fitted(every, knowledge, FEATURES).mean(),
             }
         rows.append(row)
     return rows

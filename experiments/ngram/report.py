@@ -44,18 +44,17 @@ def text(results: dict[str, Any]) -> str:
         f"{results['steps']:,} steps, {len(results['networks'])} seeds: {over_seeds(results['networks'])}, static. "
         f"Their ensemble, a mixture with global weights: {ensemble['static'][0]:.4f}.",
         "A mixture's weights are fitted on one half of the validation split and judged on the other, both ways. "
-        "One weight per part for each class of contexts by what the n-gram knows of them: how many different tokens "
-        "have followed and how much probability is left to shorter ones; or for each number of tokens that it has "
-        "matched; or for all contexts. Mean and range of the seeds.",
+        "The weights depend on what the n-gram knows of the context: how much probability is left to shorter ones, how "
+        "many different tokens have followed, and its length; or they are global. Mean and range of the seeds.",
         "",
-        "| n-gram | alone | with gpt-tiny-2019 | weights by depth | global weights | with the ensemble |",
-        "|:---|---:|---:|---:|---:|---:|",
+        "| n-gram | alone | with gpt-tiny-2019 | global weights | with the ensemble |",
+        "|:---|---:|---:|---:|---:|",
     ]
     for row in results["mixtures"][1:]:
         name = f"{row['order']}-gram, {'fitted' if row['fitted'] else 'published'} discounts"
         lines += [
             f"| {name}, {key} | {row[f'{key}_ngram']:.4f} | {over_seeds(row[key])} "
-            f"| {over_seeds(row[f'{key}_depth'])} | {over_seeds(row[f'{key}_global'])} | {row[f'{key}_ensemble']:.4f} |"
+            f"| {over_seeds(row[f'{key}_global'])} | {row[f'{key}_ensemble']:.4f} |"
             for key in ("static", "adaptive")
         ]
     lines += [

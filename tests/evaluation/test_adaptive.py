@@ -6,10 +6,10 @@ import pytest
 from ladder import filled, small
 
 from babyjax import Bigram, Mixture, Split, adaptive_nats, estimate_ngram, load_config
-from babyjax.counts.kneser_ney import certainty_at, evidence_of, fit_discounts, nats_at
+from babyjax.counts.kneser_ney import evidence_of, fit_discounts, knowledge_at, nats_at
 from babyjax.errors import ConfigError
 from babyjax.evaluation.mixing import MixtureEvaluator, cross_fitted
-from babyjax.models.ngram import CERTAINTIES
+from babyjax.models.mixture import FEATURES
 
 V = 5
 TOKENS = np.random.default_rng(0).choice(V, 600, p=[0.4, 0.3, 0.15, 0.1, 0.05]).astype(np.int32)
@@ -50,10 +50,10 @@ def test_the_counting_parts_of_a_mixture_count_on_and_others_have_the_stride(str
     network = load_config(["model=babygpt-v3-attention"])
     parts = (estimate_ngram(SPLIT.train, V, 3), filled(small("babygpt-v3-attention", block_size=8), V))
     mixture = load_config(["model=mixture", "model.parts=a,b"])
-    model = Mixture(parts, jnp.log(jnp.full((CERTAINTIES, 2), 0.5)))
+    model = Mixture(parts, jnp.zeros((FEATURES, 2)))
     evidence = evidence_of(*SPLIT, V, 3, adaptive=True)
     static = MixtureEvaluator(SPLIT, BYTES, stride).part_nats(parts)[0][:, 1]
-    expected = cross_fitted(np.stack([nats_at(evidence, V), static], axis=1), certainty_at(evidence), CERTAINTIES)
+    expected = cross_fitted(np.stack([nats_at(evidence, V), static], axis=1), knowledge_at(evidence), FEATURES)
     nats = adaptive_nats(mixture, model, (NGRAM, network), SPLIT, BYTES, stride)
     np.testing.assert_array_equal(nats, expected)
     with pytest.raises(ConfigError, match="not for model=mixture"):

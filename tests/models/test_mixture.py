@@ -9,31 +9,40 @@ from ladder import filled, small
 
 from babyjax import Mixture, estimate_ngram, generate
 from babyjax.models.bigram import Bigram
-from babyjax.models.ngram import CERTAINTIES
+from babyjax.models.mixture import FEATURES, features
 
 V, ORDER = 7, 3
 TEXT = np.random.default_rng(0).integers(0, V, 200).astype(np.int32)
 PARTS = (estimate_ngram(TEXT, V, ORDER), Bigram.from_tokens(TEXT, V))
-WEIGHTS = np.random.default_rng(1).dirichlet([1, 1], CERTAINTIES).astype(np.float32)
+GATE = jnp.asarray(np.random.default_rng(1).normal(size=(FEATURES, 2)), jnp.float32)
 TOKENS = jnp.asarray(np.random.default_rng(2).integers(0, V, (2, 6)), jnp.int32)
-evaluate = jax.jit(lambda model, tokens: (model(tokens), model.nats(tokens), model.certainty(tokens)))
+evaluate = jax.jit(lambda model, tokens: (model(tokens), model.nats(tokens), model.knowledge(tokens)))
 
 
 @pytest.mark.slow
 def test_probabilities_are_the_weighted_sum():
-    logits, nats, certainty = evaluate(Mixture(PARTS, jnp.log(WEIGHTS)), TOKENS)
-    first, second = (jax.nn.softmax(part(TOKENS)) for part in PARTS)
-    weights = WEIGHTS[np.asarray(certainty)]
+    logits, nats, knowledge = evaluate(Mixture(PARTS, GATE), TOKENS)
+    first, second = (np.asarray(jax.nn.softmax(part(TOKENS))) for part in PARTS)
+    weights = np.asarray(jax.nn.softmax(features(np.asarray(knowledge)) @ GATE))
+    assert np.ptp(weights) > 0.5
     expected = weights[..., :1] * first + weights[..., 1:] * second
     np.testing.assert_allclose(np.exp(logits), expected, rtol=1e-5)
-    np.testing.assert_array_equal(certainty, PARTS[0].certainty(TOKENS))
+    np.testing.assert_array_equal(knowledge, PARTS[0].knowledge(TOKENS))
     following = np.take_along_axis(expected[:, :-1], np.asarray(TOKENS)[:, 1:, None], axis=-1)[..., 0]
     np.testing.assert_allclose(np.exp(-nats), following, rtol=1e-5)
 
 
-def test_one_row_of_weights_serves_every_context():
-    model = Mixture(PARTS, jnp.log(WEIGHTS[:1]))
-    same = Mixture(PARTS, jnp.log(np.repeat(WEIGHTS[:1], CERTAINTIES, axis=0)))
+def test_features_are_one_the_numbers_and_their_products():
+    knowledge = np.random.default_rng(3).normal(size=(4, 3))
+    a, b, c = knowledge.T
+    expected = np.stack([np.ones(4), a, b, c, a * a, a * b, a * c, b * b, b * c, c * c], axis=1)
+    np.testing.assert_array_equal(features(knowledge), expected)
+    assert expected.shape[1] == FEATURES
+
+
+def test_a_gate_of_one_row_has_the_same_weights_everywhere():
+    model = Mixture(PARTS, GATE[:1])
+    same = Mixture(PARTS, GATE.at[1:].set(0))
     chex.assert_trees_all_close(evaluate(model, TOKENS), evaluate(same, TOKENS))
 
 
@@ -41,7 +50,7 @@ def test_one_row_of_weights_serves_every_context():
 @pytest.mark.parametrize("parts", ["counted", "with a network"])
 def test_sampling_is_from_the_mixture(parts):
     network = filled(small("babygpt-v3-attention", block_size=8), V)
-    model = Mixture(PARTS if parts == "counted" else (*PARTS[:1], network), jnp.log(WEIGHTS))
+    model = Mixture(PARTS if parts == "counted" else (*PARTS[:1], network), GATE)
     limit = None if parts == "counted" else 8
     assert (model.max_length, model.decoder().capacity) == (limit, limit)
     tokens = np.asarray(generate(model, TOKENS[:, :2], jax.random.key(0), 5, temperature=0.0))

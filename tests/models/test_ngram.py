@@ -11,7 +11,7 @@ from ladder import mostly_slow
 
 from babyjax import NGram, estimate_ngram, generate
 from babyjax.models import ngram
-from babyjax.models.ngram import CERTAINTIES, certainty
+from babyjax.models.base import NOTHING_KNOWN
 
 V = 150  # more children than are read at once
 TEXT = np.random.default_rng(0).zipf(1.3, 3000).clip(max=V - 1).astype(np.int32)
@@ -69,22 +69,20 @@ def test_logits_and_nats_are_those_of_the_recursion(text):
     np.testing.assert_allclose(nats_of(MODEL, tokens)[0], -np.array(targets), atol=2e-5)
 
 
-def test_certainty_is_that_after_the_longest_context_in_the_trie():
+def test_knowledge_is_of_the_longest_context_that_any_token_has_followed():
     def expected(context):
         if not context:
-            return 1
+            return NOTHING_KNOWN
         followers = sum(gram[:-1] == context for gram in GRAMS)
         if not followers:
             return expected(context[1:])
-        left = np.exp(GRAMS[context][1])
-        return 1 + 8 * np.searchsorted([-32, -16, -8, -4, -2, -1], -followers, "right") + int(8 * (1 - left))
+        return np.exp(GRAMS[context][1]), np.log(followers), len(context)
 
     tokens = np.append(TEXT[100:108], [V - 1, V - 1, V - 1])
     contexts = [tuple(tokens[: place + 1][-3:].tolist()) for place in range(len(tokens))]
-    found = MODEL.certainty(jnp.asarray(tokens)[None])[0]
-    np.testing.assert_array_equal(found, list(map(expected, contexts)))
-    assert len(set(found.tolist())) > 2
-    assert certainty(np.array([33, 1]), np.array([1.0, 0.1])).tolist() == [1, CERTAINTIES - 1]
+    found = MODEL.knowledge(jnp.asarray(tokens)[None])[0]
+    np.testing.assert_allclose(found, list(map(expected, contexts)), rtol=1e-5, atol=1e-6)
+    assert len(set(found[:, 2].tolist())) > 2
 
 
 @pytest.mark.parametrize("children", mostly_slow([1, 7, 1000], 7))
