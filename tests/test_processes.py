@@ -22,7 +22,9 @@ from experiments.processes import __main__ as experiment
 from experiments.processes.__main__ import HERE, OPTIONS, furthest, losses_of, start, text
 
 STEPS = 30
-RUN = [*OPTIONS, f"train.steps={STEPS}", "train.eval_interval=10", "checkpoint.interval=10", "train.eval_tokens=500"]
+# Without a schedule one compiled program serves runs of any number of steps.
+SAVED = ["optimizer.schedule=constant", "optimizer.warmup_steps=0", "train.eval_interval=10", "checkpoint.interval=10"]
+RUN = [*OPTIONS, *SAVED, f"train.steps={STEPS}", "train.eval_tokens=500"]
 
 
 # Takes windows from a file however few tokens there are.
