@@ -100,7 +100,11 @@ def test_adaptive_losses_have_a_column_of_their_own(call, runs, name):
     status, out, _ = call("evaluate", f"run_dir={runs(name)}", *options)
     run = babyjax.load_run(runs(name))
     split = babyjax.split_tokens(run.tokenizer.encode(TEXT))
-    nats = babyjax.adaptive_nats(run.config, run.model, run.parts, split, run.tokenizer.byte_lengths, stride)
+    nats, default = (
+        babyjax.adaptive_nats(run.config, run.model, run.parts, split, run.tokenizer.byte_lengths, each)
+        for each in (stride, None)
+    )
+    assert (nats.mean() != pytest.approx(default.mean(), rel=1e-5)) == (stride is not None)
     assert json.loads(out)["splits"]["val"]["adaptive"]["nats_per_token"] == pytest.approx(nats.mean())
 
 

@@ -17,7 +17,7 @@ from babyjax.errors import ConfigError
 from babyjax.evaluation.mixing import MixtureEvaluator, cross_fitted
 from babyjax.models.base import LanguageModel
 from babyjax.models.bigram import Bigram
-from babyjax.models.mixture import Mixture
+from babyjax.models.mixture import Mixture, most_known
 from babyjax.models.ngram import NGram
 
 TokenNats = Float[np.ndarray, " T"]
@@ -56,15 +56,15 @@ def adaptive_nats(
     require_counting(config, parts)
     if isinstance(model, Mixture):
         static = MixtureEvaluator(split, byte_lengths, stride)
-        nats, knowledge = [], []
-        for part_config, part in zip(parts, model.parts, strict=True):
-            if counts_text(part_config):
-                part_nats, part_knowledge = _counting_nats(part_config, part, split)
-                knowledge.append(part_knowledge)
-            else:
-                part_nats = static.windows(part).token_nats(part, "val", progress)
-            nats.append(part_nats)
-        return cross_fitted(np.stack(nats, axis=1), np.max(knowledge, axis=0), len(model.gate[...]))
+
+        def of_part(config: Config, part: LanguageModel) -> tuple[TokenNats, Knowledge]:
+            if counts_text(config):
+                return _counting_nats(config, part, split)
+            windows = static.windows(part)
+            return windows.token_nats(part, "val", progress), windows.token_knowledge(part, "val")
+
+        nats, knowledge = zip(*map(of_part, parts, model.parts), strict=True)
+        return cross_fitted(np.stack(nats, axis=1), most_known(knowledge), len(model.gate[...]))
     return _counting_nats(config, model, split)[0]
 
 

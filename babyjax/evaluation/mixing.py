@@ -1,4 +1,4 @@
-"""Weights of linear mixtures, by maximum likelihood.
+"""Weights of linear mixtures that are best for a text.
 
 What is needed of the parts is their losses token by token, and what an n-gram among them knows of each context. In a
 cross-fit each half of a text gets the weights of the other half: none is judged on a token that it was fitted to.
@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import minimize
-from scipy.special import log_softmax, logsumexp, softmax
+from scipy.special import log_softmax, logsumexp
 
 from babyjax.data.batches import Split
 from babyjax.evaluation.losses import ContextEvaluator, Nats
 from babyjax.models.base import LanguageModel
-from babyjax.models.mixture import Mixture, features
+from babyjax.models.mixture import Mixture, features, most_known
 
 PartNats = Float[np.ndarray, "L P"]
 Knowledge = Float[np.ndarray, "L 3"]
@@ -23,23 +23,24 @@ MAX_ITERATIONS = 1000
 
 
 def fit_gate(nats: PartNats, knowledge: Knowledge, size: int) -> Gate:
-    """Return the gate of a mixture, of `size` features, that is best for these tokens.
+    """Return the maximum a posteriori gate of a mixture, of `size` features, for these tokens.
 
-    Its numbers have a standard normal prior, so that no weight is 0, and those for a short text are about equal.
+    A standard normal prior keeps its numbers finite and, for a short text, the weights about equal. Tokens that no part
+    thought possible say nothing.
     """
-    inputs, likelihood = features(knowledge)[:, :size], np.exp(nats.min(axis=1, keepdims=True) - nats)
-    # Features that are correlated and of many sizes would take quasi-Newton steps ten times as long.
-    second_moments = inputs.T @ inputs / max(len(inputs), 1) + 1e-6 * np.eye(size)
-    to_gate = np.linalg.inv(np.linalg.cholesky(second_moments)).T
+    possible = np.isfinite(nats).any(axis=1)
+    nats, inputs = nats[possible], features(knowledge[possible])[:, :size]
+    # L-BFGS needs ten times as many steps without: the features are correlated, and of several sizes.
+    curvature = inputs.T @ inputs / nats.shape[1] + np.eye(size)
+    to_gate = np.linalg.inv(np.linalg.cholesky(curvature)).T
     inputs = inputs @ to_gate
 
     def objective(flat: Float[np.ndarray, " N"]) -> tuple[float, Float[np.ndarray, " N"]]:
         white = flat.reshape(size, -1)
-        weights, gate = softmax(inputs @ white, axis=1), to_gate @ white
-        share = weights * likelihood
-        total = share.sum(axis=1, keepdims=True)
-        gradient = inputs.T @ (weights - share / total) + to_gate.T @ gate
-        return (gate**2).sum() / 2 - np.log(total).sum(), gradient.ravel()
+        gate, log_weights = to_gate @ white, log_softmax(inputs @ white, axis=1)
+        total = logsumexp(log_weights - nats, axis=1, keepdims=True)
+        gradient = inputs.T @ (np.exp(log_weights) - np.exp(log_weights - nats - total)) + to_gate.T @ gate
+        return (gate**2).sum() / 2 - total.sum(), gradient.ravel()
 
     start = np.zeros(size * nats.shape[1])
     found = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS, "ftol": 1e-9})
@@ -88,7 +89,7 @@ class MixtureEvaluator:
                 )
             )
             knowledge.append(evaluator.token_knowledge(part, "val"))
-        return np.stack(nats, axis=1), np.max(knowledge, axis=0)
+        return np.stack(nats, axis=1), most_known(knowledge)
 
     def token_nats(
         self, model: Mixture, name: str, progress: Callable[[str, float], None] = lambda split, fraction: None

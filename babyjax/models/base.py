@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-# The `knowledge` of a model that looks contexts up, after one that no token has followed.
+# The `knowledge` of an n-gram that has seen no context.
 NOTHING_KNOWN = (1.0, 0.0, 0.0)
 
 
@@ -39,10 +39,10 @@ class LanguageModel(nnx.Module):
         return optax.softmax_cross_entropy_with_integer_labels(self(tokens[:, :-1]), tokens[:, 1:])
 
     def knowledge(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T 3"]:
-        """Return what a model that looks contexts up knows after the longest that any token has followed; 0 for others.
+        """Return three numbers about the longest context that was counted, or zeros for a model that looks nothing up.
 
-        The probability left to what is known of shorter contexts, the logarithm of how many different tokens have
-        followed, and the length of the context.
+        The backoff weight, at most 1, which in an interpolated model is the probability left to shorter contexts; the
+        logarithm of how many different tokens have followed; and the length of the context.
         """
         return jnp.zeros((*tokens.shape, 3))
 

@@ -22,11 +22,19 @@ def features(knowledge: Any) -> Any:
     return xp.stack([xp.ones_like(numbers[0]), *numbers, *products], axis=-1)
 
 
+def most_known(every: Sequence[Any]) -> Any:
+    """Return, of the `knowledge` of several parts, that of the longest context."""
+    xp = every[0].__array_namespace__()
+    stacked = xp.stack(every)
+    longest = xp.argmax(2 * stacked[..., 2] + stacked[..., 0], axis=0)  # what has seen nothing still leaves 1
+    return xp.take_along_axis(stacked, longest[None, ..., None], axis=0)[0]
+
+
 class Mixture(LanguageModel):
     """`p = sum_i w_i p_i`. The weights depend on what an n-gram among the parts knows of the context.
 
-    They are a softmax of `features @ gate` (Jacobs et al. 1991), with the largest numbers that a part knows. A `gate`
-    of one row uses the first feature only: the same weights everywhere.
+    They are a softmax of `features @ gate` (Jacobs et al. 1991), where `knowledge` is that of the part with the longest
+    context. A `gate` of one row uses the first feature only: the same weights everywhere.
     """
 
     def __init__(self, parts: Sequence[LanguageModel], gate: Float[Array, "F P"]):
@@ -58,7 +66,7 @@ class Mixture(LanguageModel):
         return -jax.nn.logsumexp(self.log_weights(self.knowledge(tokens)[:, :-1]) - nats, axis=-1)
 
     def knowledge(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T 3"]:
-        return jnp.stack([part.knowledge(tokens) for part in self.parts]).max(axis=0)
+        return most_known([part.knowledge(tokens) for part in self.parts])
 
     def mix(self, logits: Sequence[Float[Array, "*B V"]], knowledge: Float[Array, "*B 3"]) -> Float[Array, "*B V"]:
         """Return the log-probabilities of the mixture from the logits of the parts."""
@@ -102,4 +110,4 @@ class MixtureDecoder(Decoder):
         return self.model.mix(logits, self.knowledge(caches)), caches
 
     def knowledge(self, cache: tuple[Any, ...]) -> Float[Array, "B 3"]:
-        return jnp.stack([part.knowledge(each) for part, each in zip(self.parts, cache, strict=True)]).max(axis=0)
+        return most_known([part.knowledge(each) for part, each in zip(self.parts, cache, strict=True)])

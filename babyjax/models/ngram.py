@@ -114,7 +114,7 @@ class NGram(LanguageModel):
         """Return the `knowledge` after some contexts, given as their nodes by length, the empty one first."""
         start, end = self._children(contexts)
         longest = (contexts.shape[-1] - 1 - jnp.argmax((end > start)[..., ::-1], axis=-1))[..., None]
-        left = jnp.exp(self._log_backoff_of(jnp.take_along_axis(contexts, longest, axis=-1)))
+        left = jnp.exp(jnp.minimum(self._log_backoff_of(jnp.take_along_axis(contexts, longest, axis=-1)), 0.0))
         followers = jnp.take_along_axis(end - start, longest, axis=-1)
         found = jnp.concatenate([left, jnp.log(followers), longest], axis=-1)
         return jnp.where(longest > 0, found, jnp.array(NOTHING_KNOWN))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Integer
+from scipy.special import softmax
 
 from babyjax.config import BigramConfig, MixtureConfig, NGramConfig, TrainConfig
 from babyjax.counts.kneser_ney import choose_fitted, choose_order, estimate_ngram, fit_discounts
@@ -16,7 +17,7 @@ from babyjax.evaluation.losses import Nats
 from babyjax.evaluation.mixing import MixtureEvaluator, cross_fitted, fit_gate
 from babyjax.models.base import LanguageModel
 from babyjax.models.bigram import Bigram, count_chunks, count_matrix
-from babyjax.models.mixture import FEATURES, Mixture
+from babyjax.models.mixture import FEATURES, Mixture, features
 from babyjax.text import duration
 from babyjax.training.devices import require_memory
 from babyjax.training.events import Event, State
@@ -101,9 +102,10 @@ def mix(
     """Mix trained models, with the weights that are best for the validation split."""
     nats, knowledge = evaluator.part_nats(parts)
     size = FEATURES if config.weights == "context" and knowledge.any() else 1
-    model = Mixture(parts, jnp.asarray(fit_gate(nats, knowledge, size), jnp.float32))
+    gate = fit_gate(nats, knowledge, size)
+    model = Mixture(parts, jnp.asarray(gate, jnp.float32))
     losses = evaluator(model, ["train"]) | {"val": evaluator.of_tokens(cross_fitted(nats, knowledge, size), "val")}
-    share = np.exp(model.log_weights(jnp.asarray(knowledge, jnp.float32))).mean(axis=0)
+    share = softmax(features(knowledge)[:, :size] @ gate, axis=1).mean(axis=0)
     return Made(
         model,
         f"mixed {len(parts)} models",

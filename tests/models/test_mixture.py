@@ -8,8 +8,9 @@ import pytest
 from ladder import filled, small
 
 from babyjax import Mixture, estimate_ngram, generate
+from babyjax.models.base import NOTHING_KNOWN
 from babyjax.models.bigram import Bigram
-from babyjax.models.mixture import FEATURES, features
+from babyjax.models.mixture import FEATURES, features, most_known
 
 V, ORDER = 7, 3
 TEXT = np.random.default_rng(0).integers(0, V, 200).astype(np.int32)
@@ -27,7 +28,7 @@ def test_probabilities_are_the_weighted_sum():
     assert np.ptp(weights) > 0.5
     expected = weights[..., :1] * first + weights[..., 1:] * second
     np.testing.assert_allclose(np.exp(logits), expected, rtol=1e-5)
-    np.testing.assert_array_equal(knowledge, PARTS[0].knowledge(TOKENS))
+    np.testing.assert_allclose(knowledge, PARTS[0].knowledge(TOKENS), rtol=1e-5)
     following = np.take_along_axis(expected[:, :-1], np.asarray(TOKENS)[:, 1:, None], axis=-1)[..., 0]
     np.testing.assert_allclose(np.exp(-nats), following, rtol=1e-5)
 
@@ -38,6 +39,16 @@ def test_features_are_one_the_numbers_and_their_products():
     expected = np.stack([np.ones(4), a, b, c, a * a, a * b, a * c, b * b, b * c, c * c], axis=1)
     np.testing.assert_array_equal(features(knowledge), expected)
     assert expected.shape[1] == FEATURES
+
+
+def test_the_longest_context_is_what_is_known_of():
+    network, empty = np.zeros(3), np.array(NOTHING_KNOWN)
+    short, long = np.array([0.1, 2.0, 1.0]), np.array([0.9, 1.0, 2.0])
+    for every, expected in (([network, empty], empty), ([empty, short, network], short), ([short, long, empty], long)):
+        np.testing.assert_array_equal(most_known(every), expected)
+    both = (*PARTS, estimate_ngram(TEXT, V, ORDER + 1))
+    known = Mixture(both, GATE[:, [0, 1, 1]]).knowledge(TOKENS)
+    np.testing.assert_array_equal(known[..., 2], both[2].knowledge(TOKENS)[..., 2])
 
 
 def test_a_gate_of_one_row_has_the_same_weights_everywhere():

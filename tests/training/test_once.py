@@ -7,7 +7,7 @@ from babyjax import Split, batch_at, count_matrix, estimate_ngram
 from babyjax.config import BigramConfig, MixtureConfig, NGramConfig, TrainConfig
 from babyjax.counts.kneser_ney import choose_fitted, choose_order, fit_discounts
 from babyjax.errors import OutOfMemoryError
-from babyjax.evaluation.mixing import MixtureEvaluator
+from babyjax.evaluation.mixing import MixtureEvaluator, fit_gate
 from babyjax.models.bigram import Bigram
 from babyjax.models.mixture import FEATURES
 from babyjax.training import devices
@@ -62,7 +62,11 @@ def test_ngrams_have_the_order_and_the_discounts_of_the_config(order, discounts)
 def test_a_mixture_has_the_best_weights_for_the_validation_split(weights):
     split = Split(TOKENS[:250], TOKENS[250:])
     parts = [estimate_ngram(split.train, V, 3), Bigram.from_tokens(split.train, V)]
-    made = mix(parts, ["a", "b"], MixtureConfig(weights=weights), MixtureEvaluator(split, np.ones(V, int)))
-    assert made.model.gate.shape == (FEATURES if weights == "context" else 1, 2)
+    evaluator, size = MixtureEvaluator(split, np.ones(V, int)), FEATURES if weights == "context" else 1
+    made = mix(parts, ["a", "b"], MixtureConfig(weights=weights), evaluator)
+    nats, knowledge = evaluator.part_nats(parts)
+    np.testing.assert_allclose(made.model.gate[...], fit_gate(nats, knowledge, size), rtol=1e-6)
+    shares = np.exp(made.model.log_weights(jnp.asarray(knowledge, jnp.float32))).mean(axis=0)
+    assert [float(line.split("mean weight ")[1]) for line in made.more] == pytest.approx(shares, abs=1e-3)
     assert made.losses.keys() == {"train", "val"}
     assert [line.split(":")[0] for line in made.more] == ["part      a", "part      b"]
