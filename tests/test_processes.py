@@ -1,15 +1,18 @@
 """Runs that several processes train together: virtual CPU devices, and gloo between the processes."""
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from babyjax import processes
 from babyjax.data.corpus import load_corpus
@@ -74,23 +77,33 @@ def wait_for_step(run, step, limit=240):
     raise AssertionError("no checkpoint in time")
 
 
+@contextmanager
+def once(name):
+    """A folder that the processes of a test run share, and whether this one is the first to need what belongs there."""
+    folder = Path(os.environ["BABYJAX_TEST_CACHE"], name)
+    with FileLock(f"{folder}.lock"):
+        yield folder, not folder.exists()
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone():
     """A run on one device."""
-    run = tmp_path_factory.mktemp("alone") / "run"
-    ((status, _, errors),) = finish(start(1, 1, [*RUN, f"run_dir={run}"]))
-    assert status == 0, errors
+    with once("alone") as (run, first):
+        if first:
+            ((status, _, errors),) = finish(start(1, 1, [*RUN, f"run_dir={run}"]))
+            assert status == 0, errors
     return run
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
+def together():
     """A run of two processes of four devices, which hold shares of its state."""
-    run = tmp_path_factory.mktemp("together") / "run"
-    first, second = finish(start(2, 4, [*RUN, "train.mesh=fsdp", f"run_dir={run}"]))
-    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
-    assert (first[2], second[1], second[2]) == ("", "", "")  # one process shows
-    assert "for 8 x cpu" in first[1]
+    with once("together") as (run, first):
+        if first:
+            shows, silent = finish(start(2, 4, [*RUN, "train.mesh=fsdp", f"run_dir={run}"]))
+            assert (shows[0], silent[0]) == (0, 0), shows[2] + silent[2]
+            assert (shows[2], silent[1], silent[2]) == ("", "", "")  # one process shows
+            assert "for 8 x cpu" in shows[1]
     return run
 
 
