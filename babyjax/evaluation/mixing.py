@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import minimize
-from scipy.special import log_softmax, logsumexp
+from scipy.special import log_softmax
 
 from babyjax.data.batches import Split
 from babyjax.evaluation.losses import ContextEvaluator, Nats
@@ -38,7 +38,7 @@ def fit_gate(nats: PartNats, knowledge: Knowledge, size: int) -> Gate:
     def objective(flat: Float[np.ndarray, " N"]) -> tuple[float, Float[np.ndarray, " N"]]:
         white = flat.reshape(size, -1)
         gate, log_weights = to_gate @ white, log_softmax(inputs @ white, axis=1)
-        total = logsumexp(log_weights - nats, axis=1, keepdims=True)
+        total = np.logaddexp.reduce(log_weights - nats, axis=1, keepdims=True)
         gradient = inputs.T @ (np.exp(log_weights) - np.exp(log_weights - nats - total)) + to_gate.T @ gate
         return (gate**2).sum() / 2 - total.sum(), gradient.ravel()
 
@@ -49,7 +49,7 @@ def fit_gate(nats: PartNats, knowledge: Knowledge, size: int) -> Gate:
 
 def mixed_nats(nats: PartNats, knowledge: Knowledge, gate: Gate) -> Float[np.ndarray, " L"]:
     """Return -log p of each token under the mixture."""
-    return -logsumexp(log_softmax(features(knowledge)[:, : len(gate)] @ gate, axis=1) - nats, axis=1)
+    return -np.logaddexp.reduce(log_softmax(features(knowledge)[:, : len(gate)] @ gate, axis=1) - nats, axis=1)
 
 
 def cross_fitted(nats: PartNats, knowledge: Knowledge, size: int) -> Float[np.ndarray, " L"]:
