@@ -5,6 +5,7 @@ and hashable, so that a model can keep its config as static data. Nothing here i
 """
 
 import difflib
+from collections.abc import Sequence
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
@@ -56,11 +57,12 @@ class Options(BaseModel):
         return type(self)(**{**dict(self), **changes})
 
 
-def unknown(what: str, given: str, known: list[str]) -> ConfigError:
-    """The error for a name that does not exist, with the closest that does."""
+def unknown(what: str, given: str, known: list[str], elsewhere: Sequence[str] = ()) -> ConfigError:
+    """The error for a name that does not exist, with the closest that does, here or `elsewhere`."""
     given = shown(given)
     same_name = [key for key in known if key.rpartition(".")[2] == given.rpartition(".")[2]]
-    close = same_name or difflib.get_close_matches(given, [key for key in known if key.startswith(given)] or known, n=1)
+    longer = [key for key in known if key.startswith(given)]
+    close = same_name or difflib.get_close_matches(given, longer or [*known, *elsewhere], n=1)
     siblings = [key for key in known if "." not in key or key.partition(".")[0] == given.partition(".")[0]]
     names = ", ".join(siblings)
     if len(names) > MAX_NAMES:

@@ -180,11 +180,24 @@ def load_config(argv: list[str]) -> Config:
     known.extend([*own, "config"])
     parts |= {name: _read_value(name, arguments.pop(name), own[name]) for name in own if name in arguments}
     if arguments:
-        raise unknown("option", min(arguments), known)
+        raise _unknown_option(min(arguments), known, choices)
     config = Config(choices=choices, **parts)
     _check_given(config, given)
     many = "-seeds" * (config.train.seeds > 1)
     return config.replace(run_dir=config.run_dir or f"checkpoints/{choices.model}-{corpus_name(config)}{many}")
+
+
+def _unknown_option(key: str, known: list[str], choices: Choices) -> ConfigError:
+    """The error for an option that does not exist, or that belongs to other presets of its group."""
+    owners: dict[str, list[str]] = {}
+    for group, presets in PRESETS.items():
+        for name, (kind, _) in presets.items():
+            for option in () if isinstance(kind, str) else map(kind.key, kind.model_fields):
+                owners.setdefault(option, []).append(f"{group}={name}")
+    if key not in owners:
+        return unknown("option", key, known, [*owners])
+    group = key.partition(".")[0]
+    return ConfigError(f"{key}= is for {' or '.join(owners[key])}, not for {group}={getattr(choices, group)}")
 
 
 def _check_given(config: Config, given: set[str]) -> None:
