@@ -15,7 +15,7 @@ from babyjax.errors import ConfigError
 from babyjax.text import shown
 
 Some = TypeVar("Some", bound="Options")
-MAX_NAMES = 250  # characters of the names that an error lists
+MAX_NAMES = 110  # characters of the names that an error lists
 
 
 def option(default: Any, description: str, *, free: bool = False, **limits: Any) -> Any:
@@ -60,10 +60,16 @@ class Options(BaseModel):
 def unknown(what: str, given: str, known: list[str], elsewhere: Sequence[str] = ()) -> ConfigError:
     """The error for a name that does not exist, with the closest that does, here or `elsewhere`."""
     given = shown(given)
-    same_name = [key for key in known if key.rpartition(".")[2] == given.rpartition(".")[2]]
+    group, _, name = given.rpartition(".")
+    same_name = [key for key in known if key.rpartition(".")[2] == name]
     longer = [key for key in known if key.startswith(given)]
-    close = same_name or difflib.get_close_matches(given, longer or [*known, *elsewhere], n=1)
-    siblings = [key for key in known if "." not in key or key.partition(".")[0] == given.partition(".")[0]]
+    # Without the group, which is the same.
+    nearby = {key.rpartition(".")[2]: key for key in (*elsewhere, *known) if key.rpartition(".")[0] == group}
+    if longer or not nearby:
+        close = same_name or difflib.get_close_matches(given, longer or known, n=1)
+    else:
+        close = same_name or [nearby[each] for each in difflib.get_close_matches(name, nearby, n=1)]
+    siblings = [key for key in known if key.rpartition(".")[0] == group] or [key for key in known if "." not in key]
     names = ", ".join(siblings)
     if len(names) > MAX_NAMES:
         names = f"{names[: names.rindex(', ', 0, MAX_NAMES)]} and others (babyjax train --help lists all)"
