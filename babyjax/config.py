@@ -69,7 +69,9 @@ def unknown(what: str, given: str, known: list[str], elsewhere: Sequence[str] = 
         close = same_name or difflib.get_close_matches(given, longer or known, n=1)
     else:
         close = same_name or [nearby[each] for each in difflib.get_close_matches(name, nearby, n=1)]
-    siblings = [key for key in known if key.rpartition(".")[0] == group] or [key for key in known if "." not in key]
+    siblings = [key for key in known if key.rpartition(".")[0] == group]
+    if not group or not siblings:  # all there are, or without those of groups if they are too many
+        siblings = known if len(", ".join(known)) <= MAX_NAMES else [key for key in known if "." not in key]
     names = ", ".join(siblings)
     if len(names) > MAX_NAMES:
         names = f"{names[: names.rindex(', ', 0, MAX_NAMES)]} and others (babyjax train --help lists all)"

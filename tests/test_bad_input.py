@@ -100,6 +100,7 @@ USAGE_ERRORS = [
     ("sample run_dir=", "run_dir=DIR is missing"),
     ("evaluate", "run_dir=DIR is missing"),
     ("sample run_dir=RUN promt=a", "unknown option 'promt'; did you mean prompt?"),
+    ("prepare qqqqqqq=1", "choose from data.path, data.field, data.tokenizer, data.vocab_size, out"),
     ("evaluate run_dir=RUN format=xml", "unknown value of format: 'xml'; choose from text, json"),
     ("evaluate run_dir=RUN stride=2", "stride= is for models with a block; babygpt uses all the context it can"),
 ]

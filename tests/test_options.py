@@ -87,6 +87,10 @@ WRONG = [
     (["model=bigram", "model.n_embd=3"], "model.n_embd= is for model=babygpt, not for model=bigram"),
     (["optimizer.momentum=0"], "optimizer.momentum= is for optimizer=muon or optimizer=sgd, not for optimizer=adamw"),
     (["trainer.smoothng=0"], "unknown option 'trainer.smoothng'; did you mean trainer.smoothing?"),
+    (
+        ["qwertyuiop=3"],
+        "unknown option 'qwertyuiop'; choose from model, data, trainer, optimizer, distributed, log, run_dir",
+    ),
     (["model=ngram", "model.qwertyuiop=3"], "unknown option 'model.qwertyuiop'; choose from .*model.discounts"),
     (["data.states=3"], "data.states= is for data=synthetic, not for data=pydocs"),
     (["model.name=bigram"], "unknown option 'model.name'"),

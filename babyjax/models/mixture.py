@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from babyjax.models.base import Decoder, LanguageModel
 
-FEATURES = 10  # of a context
+FEATURES = 10  # of a context, in `features`
 
 
 def features(knowledge: Any) -> Any:
@@ -33,8 +33,8 @@ def most_known(every: Sequence[Any]) -> Any:
 class Mixture(LanguageModel):
     """`p = sum_i w_i p_i`. The weights depend on what an n-gram among the parts knows of the context.
 
-    They are a softmax of `features @ gate` (Jacobs et al. 1991), where `knowledge` is that of the part with the longest
-    context. A `gate` of one row uses the first feature only: the same weights everywhere.
+    They are a softmax of `features(knowledge) @ gate` (Jacobs et al. 1991), with the knowledge of the part that has seen
+    the longest context. A `gate` of one row uses the first feature only: the same weights everywhere.
     """
 
     def __init__(self, parts: Sequence[LanguageModel], gate: Float[Array, "F P"]):
