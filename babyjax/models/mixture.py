@@ -33,8 +33,8 @@ def most_known(every: Sequence[Any]) -> Any:
 class Mixture(LanguageModel):
     """`p = sum_i w_i p_i`. The weights depend on what an n-gram among the parts knows of the context.
 
-    They are a softmax of `features(knowledge) @ gate` (Jacobs et al. 1991), with the knowledge of the part that has seen
-    the longest context. A `gate` of one row uses the first feature only: the same weights everywhere.
+    They are a softmax of `features(knowledge) @ gate` (Jacobs et al. 1991), with the knowledge of the part that has
+    seen the longest context. A `gate` of one row uses the first feature only: the same weights everywhere.
     """
 
     def __init__(self, parts: Sequence[LanguageModel], gate: Float[Array, "F P"]):
