@@ -82,22 +82,12 @@ class Attention(nnx.Module):
             q, k = (ops.rotate(part, positions, config.rotary_base) for part in (q, k))
         if cache is None:
             drop = None if key is None else partial(dropout, rate=config.dropout, key=key)
-            y = ops.attend(q, k, v, drop, _see_weights(tap), config.attention)
+            see = None if tap is _pass else partial(tap, "attention_weights")
+            y = ops.attend(q, k, v, drop, see, config.attention)
         else:
             y, cache = ops.attend_cached(q, k, v, cache)
         y = tap("heads", y).reshape(batch, length, -1)
         return y if self.projection is None else self.projection(y), cache
-
-
-def _see_weights(tap: Tap) -> ops.Change | None:
-    if tap is _pass:
-        return None
-
-    def see(weights: ops.Weights) -> ops.Weights:
-        batch, *_, length, size = weights.shape
-        return tap("attention_weights", weights.reshape(batch, -1, length, size)).reshape(weights.shape)
-
-    return see
 
 
 class FeedForward(nnx.Module):
