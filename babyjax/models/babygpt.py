@@ -17,7 +17,7 @@ from babyjax.config import BabyGPTConfig
 from babyjax.errors import ConfigError
 from babyjax.models import ops
 from babyjax.models.base import Decoder, LanguageModel
-from babyjax.models.layers import Embedding, Linear, Norm, dropout
+from babyjax.models.layers import Embedding, Linear, Norm, apply_together, dropout
 from babyjax.models.ops import KeyValueCache
 from babyjax.trees import named_arrays
 
@@ -73,7 +73,8 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], KeyValueCache | None]:
         config, (batch, length, _) = self.config, x.shape
         q, k, v = (
-            layer(x).reshape(batch, length, -1, config.head_width) for layer in (self.query, self.key, self.value)
+            part.reshape(batch, length, -1, config.head_width)
+            for part in apply_together(x, (self.query, self.key, self.value))
         )  # B T H K, B T G K, B T G K
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
@@ -108,8 +109,13 @@ class FeedForward(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "B T D"], tap: Tap = _pass) -> Float[Array, "B T D"]:
-        activation, hidden = ACTIVATIONS[self.config.activation], self.hidden(x)
-        y = tap("hidden", activation(hidden) if self.gate is None else activation(self.gate(x)) * hidden)  # B T F
+        activation = ACTIVATIONS[self.config.activation]
+        if self.gate is None:
+            y = activation(self.hidden(x))
+        else:
+            hidden, gate = apply_together(x, (self.hidden, self.gate))
+            y = activation(gate) * hidden
+        y = tap("hidden", y)  # B T F
         return y if self.projection is None else self.projection(y)
 
 

@@ -4,6 +4,8 @@ Parameters are float32; a layer computes in the precision of its input. The init
 published series uses, or with `std` GPT-2's: N(0, std^2) and biases of 0.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -49,6 +51,15 @@ class Linear(nnx.Module):
         """Return the product in `dtype` (default: that of `x`)."""
         y = ops.matmul(x, self.kernel[...].astype(x.dtype), dtype)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+def apply_together(x: Float[Array, "*shape D"], layers: Sequence[Linear]) -> list[Float[Array, "*shape _"]]:
+    """Return `layer(x)` of every layer."""
+    products = ops.matmuls(x, [layer.kernel[...].astype(x.dtype) for layer in layers])
+    return [
+        y if layer.bias is None else y + layer.bias[...].astype(y.dtype)
+        for y, layer in zip(products, layers, strict=True)
+    ]
 
 
 class Norm(nnx.Module):

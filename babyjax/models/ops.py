@@ -4,7 +4,7 @@ The models call the fast forms; `tests/models/test_ops.py` compares the values a
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -19,6 +20,7 @@ Queries = Float[Array, "B T H K"]
 Heads = Float[Array, "B T G K"]  # keys or values: G divides H, and each serves the H / G next to each other
 Cached = Float[Array, "B G S K"]
 Weights = Float[Array, "B H T S"]  # of attention
+ROWS_TOGETHER = 64  # from which several products are computed as one
 TILE = 64  # columns of a product that a GPU works on together
 Change = Callable[[Weights], Weights]
 _TARGET: ContextVar[Any] = ContextVar("target", default=None)
@@ -54,6 +56,27 @@ def matmul(
     widens = dtype is not None and jnp.dtype(dtype).itemsize > x.dtype.itemsize
     product: Any = _widening_matmul if widens else matmul_reference
     return product(rows, kernel, dtype).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def matmuls_reference(
+    x: Float[Array, "*shape D"], kernels: Sequence[Float[Array, "D _"]]
+) -> list[Float[Array, "*shape _"]]:
+    """Return the product of `x` and each kernel."""
+    return [matmul_reference(x, kernel) for kernel in kernels]
+
+
+def matmuls(x: Float[Array, "*shape D"], kernels: Sequence[Float[Array, "D _"]]) -> list[Float[Array, "*shape _"]]:
+    # As one product, which makes a training step of llama-tiny 5 % faster on a CPU. For few rows, as in decoding, the
+    # copy of the kernels would cost more than it saves.
+    if math.prod(x.shape[:-1]) < ROWS_TOGETHER:
+        return [matmul(x, kernel) for kernel in kernels]
+    return _matmul_together(x, kernels)
+
+
+@partial(jax.checkpoint, prevent_cse=False)  # the backward pass keeps no copy of the kernels
+def _matmul_together(x, kernels):
+    ends = np.cumsum([kernel.shape[1] for kernel in kernels])
+    return jnp.split(matmul(x, jnp.concatenate(kernels, axis=1)), ends[:-1].tolist(), axis=-1)
 
 
 def _with_whole_tiles(x: Float[Array, "D E"]) -> Float[Array, "D F"]:

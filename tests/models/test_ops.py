@@ -41,6 +41,15 @@ def test_matmul(shape):
     assert_equal(ops.matmul, ops.matmul_reference, normal(*shape), normal(3, 4, seed=1))
 
 
+@pytest.mark.parametrize("rows", [(), (3,), (4, ops.ROWS_TOGETHER)])
+def test_matmuls(rows):
+    def joined(form):
+        return lambda x, *kernels: jnp.concatenate([jnp.sin(y) for y in form(x, kernels)], axis=-1)
+
+    kernels = [normal(3, width, seed=width) for width in (4, 1, 2)]
+    assert_equal(joined(ops.matmuls), joined(ops.matmuls_reference), normal(*rows, 3), *kernels)
+
+
 def test_matmul_can_return_more_precision_than_it_reads():
     x, kernel = normal(2, 5, 64).astype(jnp.bfloat16), normal(64, 4, seed=1).astype(jnp.bfloat16)
     for dtype in (None, "float32"):
