@@ -5,37 +5,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Most of the time of the tests is compilation, so XLA optimizes less here: the results are the same but for rounding.
-# BABYJAX_DEFAULT_XLA=1 compiles as users do, as subprocesses always do, and tries more examples of each property. Runs
-# that are compared to the byte in one process have the same flags.
-FAST = os.environ.get("BABYJAX_DEFAULT_XLA") != "1"
-FAST_FLAGS = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
-
-# Compiled programs are kept apart from the user's and shared by the processes of a test run.
+# What is compiled is kept apart from the user's, and shared by the processes of a test run and by runs in one folder.
 if "BABYJAX_TEST_CACHE" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory()
     os.environ["BABYJAX_TEST_CACHE"] = _CACHE.name
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{_CACHE.name}/default"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-USER_FLAGS = os.environ.get("XLA_FLAGS", "")
-if FAST:
-    os.environ["XLA_FLAGS"] = f"{USER_FLAGS} {FAST_FLAGS}"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(os.environ["BABYJAX_TEST_CACHE"], "compiled"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import hypothesis
-import jax
 import numpy as np
 import pytest
 
 from babyjax.cli import run_command
 from babyjax.data.corpus import Corpus, read_corpus
 
-if FAST:
-    jax.devices()  # XLA reads its flags now, and subprocesses do not inherit them
-    os.environ["XLA_FLAGS"] = USER_FLAGS
-    # JAX takes the flags of a program from the environment, so it would mistake these programs for optimized ones.
-    jax.config.update("jax_compilation_cache_dir", f"{os.environ['BABYJAX_TEST_CACHE']}/fast")
-
-hypothesis.settings.register_profile("babyjax", deadline=None, max_examples=6 if FAST else 30, derandomize=True)
+hypothesis.settings.register_profile("babyjax", deadline=None, max_examples=6, derandomize=True)
+hypothesis.settings.register_profile("thorough", hypothesis.settings.get_profile("babyjax"), max_examples=30)
 hypothesis.settings.load_profile("babyjax")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from ladder import mostly_slow
 
 from babyjax import task
 from babyjax.errors import RunError
@@ -151,7 +152,9 @@ def test_the_default_corpus_needs_no_network(call, tmp_path):
     assert (tmp_path / "checkpoints" / "bigram-pydocs" / "config.yaml").is_file()
 
 
-@pytest.mark.parametrize("tokenizer", [("char",), ("bpe", "data.vocab_size=300")], ids=["char", "bpe"])
+@pytest.mark.parametrize(
+    "tokenizer", mostly_slow([("char",), ("bpe", "data.vocab_size=300")], ("bpe", "data.vocab_size=300"))
+)
 def test_a_folder_of_stories_is_learned_and_told_one_by_one(call, tokenizer):
     """An n-gram that has seen two stories many times begins at the start of one and ends with it."""
     stories = ["Es war einmal ein Müller.\n", "明月几时有？把酒问青天。"]

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ladder import mostly_slow
 
 from babyjax.data import prepared
 from babyjax.runs.manifest import read_manifest
@@ -73,6 +74,7 @@ def test_a_run_on_a_prepared_text_is_that_on_the_text(done, evaluated, stories, 
     assert "continuing from step 20" in done("train", STORIES, *TINY, "run_dir=large", "train.steps=30")
 
 
+@pytest.mark.slow
 def test_a_text_that_has_moved_is_found_where_it_is_said_to_be(done, call, evaluated, stories):
     done("train", STORIES, *TINY, *BPE, *ONE_BLOCK, "run_dir=run")
     before = evaluated("run", "verify=true")
@@ -130,7 +132,11 @@ def test_damaged_tokens_are_not_scored(done, call, stories):
 
 
 @pytest.mark.parametrize(
-    "model", [("model=bigram",), ("model=ngram",), ("trainer=counts", "model.n_embd=3", "trainer.starts=1")]
+    "model",
+    mostly_slow(
+        [("model=bigram",), ("model=ngram",), ("trainer=counts", "model.n_embd=3", "trainer.starts=1")],
+        ("model=ngram",),
+    ),
 )
 def test_counting_models_learn_a_byte_pair_encoding(done, evaluated, stories, model):
     done("train", STORIES, *BPE, *model, "run_dir=run")

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ladder import mostly_slow
 
 from babyjax import load_corpus
 from experiments.record import run_experiment
@@ -31,7 +30,8 @@ def test_what_is_written_is_on_record(name, tmp_path, monkeypatch):
     assert picture is None or (tmp_path / picture).read_text(encoding="utf-8").endswith("</svg>\n")
 
 
-@pytest.mark.parametrize("name", mostly_slow(PICTURES, "rank_frontier"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PICTURES)
 def test_it_runs_from_measuring_to_reporting(name, tmp_path, monkeypatch, capsys):
     for package in {"ngram": ("pyppmd",), "corpora": ("torch", "tokenizers")}.get(name, ()):
         pytest.importorskip(package)

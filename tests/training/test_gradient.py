@@ -103,6 +103,7 @@ def test_only_large_unrolled_steps_without_dropout_are_halved():
     assert not halved(12, dropout=0.2)
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_are_the_runs_alone():
     """Except for rounding: the same batches, dropout and learning rates, with pauses at the same steps."""
     seeds, options = (3, 0, 8), ("model=babygpt-v10-dropout", "model.n_layer=1", "model.n_head=1", "train.steps=12")
