@@ -22,9 +22,13 @@ def require_picture(path: Path) -> None:
         raise BabyjaxError("a picture needs the package matplotlib: pip install 'babyjax[report]'") from None
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_picture(figure: Any, path: Path) -> None:
+    """Write a matplotlib figure; the same figure gives the same bytes. Raises: BabyjaxError if it cannot be written."""
+    import matplotlib
+
     try:
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        with matplotlib.rc_context({"svg.hashsalt": "babyjax"}):
+            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     except OSError as error:
         raise BabyjaxError(f"cannot draw {path}: {error.strerror}") from None
 
@@ -78,7 +82,7 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
         places.legend(fontsize=8)
     for each in figure.axes:
         each.grid(alpha=0.3)
-    _save(figure, path)
+    save_picture(figure, path)
 
 
 def draw_sweep(result: dict[str, Any], path: Path) -> None:
@@ -111,7 +115,7 @@ def draw_sweep(result: dict[str, Any], path: Path) -> None:
     axes.grid(alpha=0.3)
     if any(lines):
         axes.legend(fontsize=8)
-    _save(figure, path)
+    save_picture(figure, path)
 
 
 def _number(text: str) -> float:

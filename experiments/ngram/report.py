@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.pictures import save_svg
+from babyjax.pictures import save_picture
 from experiments.record import origin
 
 
@@ -104,7 +104,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     axes.set_xticks(orders)
     axes.grid(alpha=0.3)
     axes.legend()
-    save_svg(figure, path)
+    save_picture(figure, path)
 
 
 def report(results: dict[str, Any], folder: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.pictures import save_svg
+from babyjax.pictures import save_picture
 from experiments.record import beside, origin
 
 
@@ -59,7 +59,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    save_svg(figure, path)
+    save_picture(figure, path)
 
 
 def report(results: dict[str, Any], folder: Path) -> None:

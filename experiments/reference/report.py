@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.pictures import save_svg
+from babyjax.pictures import save_picture
 from experiments.record import Results, origin
 
 
@@ -126,7 +126,7 @@ def draw(name: str, results: Results, path: Path) -> None:
     axes.set(ylabel="validation loss (nats per token)", title=f"The ladder on {name}")
     axes.grid(alpha=0.3, axis="y")
     axes.legend(loc="upper right")
-    save_svg(figure, path)
+    save_picture(figure, path)
 
 
 def report(results: Results, folder: Path) -> None:

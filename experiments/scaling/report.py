@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from babyjax.evaluation.comparison import Interval
-from experiments.pictures import save_svg
+from babyjax.pictures import save_picture
 from experiments.record import Results, origin
 
 
@@ -103,7 +103,7 @@ def draw(results: Results, path: Path) -> None:
     left.set_ylim(bottom=2e-4)  # room for the legend below the n-gram
     left.set_ylabel("loss above the source's (nats per token)")
     figure.suptitle(f"Excess loss on Markov sources of order {results['order']}, 95 % intervals")
-    save_svg(figure, path)
+    save_picture(figure, path)
 
 
 def report(results: Results, folder: Path) -> None:
