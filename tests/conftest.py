@@ -5,7 +5,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-# What is compiled is kept apart from the user's, and shared by the processes of a test run and by runs in one folder.
+# Compiled programs are kept apart from the user's and shared by the processes of a test run, or by all test runs for
+# which BABYJAX_TEST_CACHE names a folder.
 if "BABYJAX_TEST_CACHE" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory()
     os.environ["BABYJAX_TEST_CACHE"] = _CACHE.name

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from ladder import mostly_slow
 
 from babyjax import task
 from babyjax.errors import RunError
@@ -153,7 +152,11 @@ def test_the_default_corpus_needs_no_network(call, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "tokenizer", mostly_slow([("char",), ("bpe", "data.vocab_size=300")], ("bpe", "data.vocab_size=300"))
+    "tokenizer",
+    [
+        pytest.param(("char",), id="char", marks=pytest.mark.slow),
+        pytest.param(("bpe", "data.vocab_size=300"), id="bpe"),
+    ],
 )
 def test_a_folder_of_stories_is_learned_and_told_one_by_one(call, tokenizer):
     """An n-gram that has seen two stories many times begins at the start of one and ends with it."""

@@ -79,10 +79,17 @@ def wait_for_step(run, step, limit=240):
 
 @contextmanager
 def once(name):
-    """A folder that the processes of a test run share, and whether this one is the first to need what belongs there."""
-    folder = Path(os.environ["BABYJAX_TEST_CACHE"], name)
+    """A folder that the workers of a test run share, and whether this one is the first to need what belongs there."""
+    of_this_run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    folder = Path(os.environ["BABYJAX_TEST_CACHE"], f"{name}-{of_this_run}")
     with FileLock(f"{folder}.lock"):
-        yield folder, not folder.exists()
+        first = not folder.exists()
+        try:
+            yield folder, first
+        except BaseException:
+            if first:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 @pytest.fixture(scope="module")

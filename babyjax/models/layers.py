@@ -49,17 +49,17 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*shape D"], dtype: str | None = None) -> Float[Array, "*shape E"]:
         """Return the product in `dtype` (default: that of `x`)."""
-        y = ops.matmul(x, self.kernel[...].astype(x.dtype), dtype)
+        return self.add_bias(ops.matmul(x, self.kernel[...].astype(x.dtype), dtype))
+
+    def add_bias(self, y: Float[Array, "*shape E"]) -> Float[Array, "*shape E"]:
+        """Return `y` plus the bias, if there is one."""
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
 def apply_together(x: Float[Array, "*shape D"], layers: Sequence[Linear]) -> list[Float[Array, "*shape _"]]:
-    """Return `layer(x)` of every layer."""
-    products = ops.matmuls(x, [layer.kernel[...].astype(x.dtype) for layer in layers])
-    return [
-        y if layer.bias is None else y + layer.bias[...].astype(y.dtype)
-        for y, layer in zip(products, layers, strict=True)
-    ]
+    """Return `layer(x)` of every layer, by one product if `x` has many rows."""
+    products = ops.matmuls(x, [layer.kernel[...] for layer in layers])
+    return [layer.add_bias(y) for layer, y in zip(layers, products, strict=True)]
 
 
 class Norm(nnx.Module):

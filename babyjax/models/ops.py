@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -20,7 +20,7 @@ Queries = Float[Array, "B T H K"]
 Heads = Float[Array, "B T G K"]  # keys or values: G divides H, and each serves the H / G next to each other
 Cached = Float[Array, "B G S K"]
 Weights = Float[Array, "B H T S"]  # of attention
-ROWS_TOGETHER = 64  # from which several products are computed as one
+ROWS_TOGETHER = 64  # of a matrix, from which its products with several kernels are computed as one
 TILE = 64  # columns of a product that a GPU works on together
 Change = Callable[[Weights], Weights]
 _TARGET: ContextVar[Any] = ContextVar("target", default=None)
@@ -61,22 +61,23 @@ def matmul(
 def matmuls_reference(
     x: Float[Array, "*shape D"], kernels: Sequence[Float[Array, "D _"]]
 ) -> list[Float[Array, "*shape _"]]:
-    """Return the product of `x` and each kernel."""
-    return [matmul_reference(x, kernel) for kernel in kernels]
+    """Return the product of `x` and each kernel, in the precision of `x`."""
+    return [matmul_reference(x, kernel.astype(x.dtype)) for kernel in kernels]
 
 
 def matmuls(x: Float[Array, "*shape D"], kernels: Sequence[Float[Array, "D _"]]) -> list[Float[Array, "*shape _"]]:
     # As one product, which makes a training step of llama-tiny 5 % faster on a CPU. For few rows, as in decoding, the
     # copy of the kernels would cost more than it saves.
     if math.prod(x.shape[:-1]) < ROWS_TOGETHER:
-        return [matmul(x, kernel) for kernel in kernels]
+        return [matmul(x, kernel.astype(x.dtype)) for kernel in kernels]
     return _matmul_together(x, kernels)
 
 
-@partial(jax.checkpoint, prevent_cse=False)  # the backward pass keeps no copy of the kernels
+@partial(jax.checkpoint, prevent_cse=False)  # of scanned blocks no copy of the kernels is kept for the backward pass
 def _matmul_together(x, kernels):
-    ends = np.cumsum([kernel.shape[1] for kernel in kernels])
-    return jnp.split(matmul(x, jnp.concatenate(kernels, axis=1)), ends[:-1].tolist(), axis=-1)
+    together = jnp.concatenate([kernel.astype(x.dtype) for kernel in kernels], axis=1)
+    *ends, _ = accumulate(kernel.shape[1] for kernel in kernels)
+    return jnp.split(matmul(x, together), ends, axis=-1)
 
 
 def _with_whole_tiles(x: Float[Array, "D E"]) -> Float[Array, "D F"]:
@@ -136,7 +137,8 @@ def normalize_reference(x: Float[Array, "*shape D"], epsilon: float) -> Float[Ar
 
 
 def normalize(x: Float[Array, "*shape D"], epsilon: float) -> Float[Array, "*shape D"]:
-    # As one flat matrix: on a CPU some sums after an axis of size 1 are eight times slower.
+    # As one flat matrix: on a CPU the sums of a row are up to eight times slower after an axis of size 1, as where all
+    # queries share one key.
     return _normalize_rows(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), epsilon).reshape(x.shape)
 
 
@@ -202,9 +204,8 @@ def _attend_to(
     drop: Change | None = None,
     see: Change | None = None,
 ) -> Queries:
-    # The queries that share a key are further rows of its product. Weights are normalized after they mixed the values,
-    # as rows of one flat matrix: neither pass divides the [T, S] table, and the gradient of the sum of the weights is
-    # eight times faster on a CPU than after an axis of size 1, of groups or of queries of a key.
+    # The H / G queries that share a key are rows of one product. The output is divided by the sum of its weights, and
+    # not the weights, so neither pass divides the [T, S] table; as one flat matrix, for the reason of `normalize`.
     (batch, length, heads, size), groups = q.shape, k.shape[1]
     shared = heads // groups
     q = q.swapaxes(1, 2).reshape(batch, groups, shared * length, size) * size**-0.5
@@ -212,7 +213,7 @@ def _attend_to(
     scores = jnp.where(jnp.tile(seen, (shared, 1)), scores, -jnp.inf)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     scale = 1 / weights.sum(axis=-1, keepdims=True)
-    by_head = (batch, heads, length, -1)
+    by_head = (batch, heads, length, k.shape[2])
     if see is not None:
         weights, scale = see((weights * scale).reshape(by_head)).reshape(weights.shape), jnp.ones_like(scale)
     weights = weights if drop is None else drop(weights.reshape(by_head)).reshape(weights.shape)

@@ -7,7 +7,7 @@ from ladder import filled, logits_of, mostly_slow, preset, small
 
 from babyjax.config import BabyGPTConfig, BigramConfig, ModelConfig
 from babyjax.errors import ConfigError
-from babyjax.models import make_model
+from babyjax.models import make_model, ops
 from babyjax.models.babygpt import BabyGPT
 from babyjax.training.step import sum_nats
 from babyjax.trees import named_arrays
@@ -155,3 +155,23 @@ def test_dropout_needs_a_rate_and_a_key():
     model = filled(small("babygpt-v9-layernorm"), V)
     same = jax.jit(lambda model, key: model(tokens, key=key))(model, jax.random.key(0))
     chex.assert_trees_all_equal(same, logits_of(model, tokens))
+
+
+def test_what_is_computed_together_is_what_each_layer_computes(monkeypatch):
+    """Queries, keys and values, and a hidden layer and its gate, with biases."""
+    model = filled(small("qwen3-0.6b", qkv_bias=True, bias=True), V)
+    tokens = jnp.arange(ops.ROWS_TOGETHER).reshape(-1, 8) % V
+
+    def found():
+        def total(model):
+            logits = model(tokens)
+            return jnp.cos(logits).sum(), logits
+
+        together = "prevent_cse" in str(jax.make_jaxpr(total)(model))
+        return together, jax.jit(jax.grad(total, has_aux=True))(model)
+
+    together, ours = found()
+    monkeypatch.setattr(ops, "ROWS_TOGETHER", tokens.size + 1)
+    apart, theirs = found()
+    assert (together, apart) == (True, False)
+    chex.assert_trees_all_close(ours, theirs, atol=1e-4, rtol=1e-4)

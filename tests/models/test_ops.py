@@ -41,7 +41,7 @@ def test_matmul(shape):
     assert_equal(ops.matmul, ops.matmul_reference, normal(*shape), normal(3, 4, seed=1))
 
 
-@pytest.mark.parametrize("rows", [(), (3,), (4, ops.ROWS_TOGETHER)])
+@pytest.mark.parametrize("rows", [(), (0,), (ops.ROWS_TOGETHER - 1,), (2, ops.ROWS_TOGETHER)])
 def test_matmuls(rows):
     def joined(form):
         return lambda x, *kernels: jnp.concatenate([jnp.sin(y) for y in form(x, kernels)], axis=-1)
@@ -94,7 +94,7 @@ def test_cross_entropy(seed, scale):
     assert_equal(fast, reference, logits)
 
 
-@pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 3, 6)])
+@pytest.mark.parametrize("shape", [(6,), (0, 6), (4, 6), (2, 3, 1, 6)])
 def test_normalize(shape):
     fast, reference = (
         lambda x, function=function: function(x, 1e-3) for function in (ops.normalize, ops.normalize_reference)
@@ -127,6 +127,8 @@ def test_attention_weights_can_be_seen_and_changed():
     for attend in (ops.attend, ops.attend_reference):
         y = attend(q, k, v, see=first_token_only)
         chex.assert_trees_all_close(y, jnp.broadcast_to(jnp.repeat(v[:, :1], 3, axis=2), y.shape), atol=1e-6)
+    fast, reference = (partial(attend, see=jnp.square) for attend in (ops.attend, ops.attend_reference))
+    assert_equal(fast, reference, q, k, v)
 
 
 @given(st.integers(0, 99), st.integers(0, 100))
