@@ -58,9 +58,10 @@ def beside(counts: Results) -> str:
 
 
 def _without_folder(argument: str) -> str:
-    """Return an argument as it would be typed in the folder of the file it names: `FILE`, or `key=FILE`."""
+    """Return an argument, `FILE` or `key=FILE`, without a folder that is outside the current one."""
     key, equals, value = argument.rpartition("=")
-    return key + equals + (Path(value).name if os.path.exists(value) else value)
+    path = Path(value)
+    return key + equals + (path.name if path.is_absolute() or ".." in path.parts else value)
 
 
 def take_turns(rounds: int, **sides: Callable[[], Any]) -> dict[str, float]:

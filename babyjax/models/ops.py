@@ -73,7 +73,8 @@ def matmuls(x: Float[Array, "*shape D"], kernels: Sequence[Float[Array, "D _"]])
     return _matmul_together(x, kernels)
 
 
-@partial(jax.checkpoint, prevent_cse=False)  # of scanned blocks no copy of the kernels is kept for the backward pass
+# Recomputed, so that the backward pass of scanned blocks keeps no copy of the kernels of all blocks.
+@partial(jax.checkpoint, prevent_cse=False)
 def _matmul_together(x, kernels):
     together = jnp.concatenate([kernel.astype(x.dtype) for kernel in kernels], axis=1)
     *ends, _ = accumulate(kernel.shape[1] for kernel in kernels)
@@ -204,8 +205,8 @@ def _attend_to(
     drop: Change | None = None,
     see: Change | None = None,
 ) -> Queries:
-    # The H / G queries that share a key are rows of one product. The output is divided by the sum of its weights, and
-    # not the weights, so neither pass divides the [T, S] table; as one flat matrix, for the reason of `normalize`.
+    # The H / G queries that share a key are rows of one product. The output is divided by the sum of its weights, not
+    # the weights themselves, so neither pass divides the [T, S] table; and as a flat matrix, as in `normalize`.
     (batch, length, heads, size), groups = q.shape, k.shape[1]
     shared = heads // groups
     q = q.swapaxes(1, 2).reshape(batch, groups, shared * length, size) * size**-0.5
