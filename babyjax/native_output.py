@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 from babyjax.errors import debugging
 
-# What XLA prints before it aborts because another process is lost, and the call that failed if it never came.
-FATAL, CONNECTING = b"the JAX distributed service detected fatal errors", b"RegisterTask"
+# What XLA and gloo print before they abort because another process is lost, and the call that failed if it never came.
+FATAL, GLOO, CONNECTING = b"the JAX distributed service detected fatal errors", b"instance of 'gloo::", b"RegisterTask"
 LOST = "another process of this run failed, as its own message says, or is lost; the same command continues the run"
 MISSED = "not all processes came within 5 minutes; start as many as distributed.processes= says"
 NOISE = b"[Gloo]"  # how a library says that all is well
@@ -67,7 +67,7 @@ def read() -> None:
     lines = deque((line for line in sys.stdin.buffer if not line.startswith(NOISE)), LINES)
     if any(ENDED in line for line in lines):
         return
-    if any(FATAL in line for line in lines):
+    if any(FATAL in line or GLOO in line for line in lines):
         print("error:", MISSED if any(CONNECTING in line for line in lines) else LOST, file=sys.stderr)
     else:
         sys.stderr.buffer.writelines(lines)

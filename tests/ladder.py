@@ -41,14 +41,17 @@ def small(name: str, **changes) -> BabyGPTConfig:
     return full.replace(**size | changes)
 
 
-def filled(config: BabyGPTConfig, vocab_size: int, seed: int = 0) -> BabyGPT:
-    """A model with every parameter random, biases and norms too. By NumPy, which compiles nothing."""
+def filled(config: BabyGPTConfig, vocab_size: int, seed: int = 0, spread: float = 1.0) -> BabyGPT:
+    """A model with every parameter random, biases and norms too. By NumPy, which compiles nothing.
+
+    The default spread makes logits that differ much; a model that is to be trained needs less.
+    """
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: BabyGPT(config, vocab_size, jax.random.key(0)))
 
     def draw(name, leaf):
-        spread = max(leaf.shape[-2], 1) ** -0.5 if name.endswith("kernel") else 0.3
-        return jnp.asarray(rng.normal(name.endswith("scale"), spread, leaf.shape), leaf.dtype)
+        deviation = max(leaf.shape[-2], 1) ** -0.5 if name.endswith("kernel") else 0.3
+        return jnp.asarray(rng.normal(name.endswith("scale"), spread * deviation, leaf.shape), leaf.dtype)
 
     return map_named(draw, shapes)
 

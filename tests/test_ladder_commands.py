@@ -1,4 +1,4 @@
-"""Every rung by the commands: train, continue to the bit, evaluate, sample."""
+"""The ideas of the ladder by the commands: train, continue to the bit, evaluate, sample."""
 
 import io
 import json
@@ -16,6 +16,11 @@ from babyjax.train import main as train
 
 TEXT = "明月几时有?把酒问青天。不知天上宫阙,今夕是何年。" * 60
 RUN = "run_dir=run"
+# Between them these have every idea of a rung.
+COMMANDED = (
+    *("babygpt", "babygpt-v2-position", "babygpt-v6-blocks", "babygpt-v10-dropout"),
+    *("babygpt-v14-rmsnorm", "babygpt-v17-qknorm", "gpt2", "qwen3-0.6b"),
+)
 
 
 def options(name: str) -> list[str]:
@@ -60,7 +65,16 @@ def rows_of(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", mostly_slow(RUNGS, "babygpt-v2-position"))
+def test_every_idea_is_commanded():
+    def ideas(names):
+        """The options of networks with their values; of numbers whether they are 0, or not given."""
+        found = {(key, value) for name in names for key, value in preset(name).model_dump().items()}
+        return {(key, bool(value) if isinstance(value, int | float) else value) for key, value in found}
+
+    assert ideas(COMMANDED) == ideas(RUNGS)
+
+
+@pytest.mark.parametrize("name", mostly_slow(COMMANDED, "babygpt-v2-position"))
 def test_a_rung_trains_goes_on_evaluates_and_samples(call, tmp_path, text, name):
     arguments = options(name)
     status, out, err = call("train", *arguments)
