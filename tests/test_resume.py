@@ -163,7 +163,7 @@ def test_killed_at_any_moment(tmp_path, pytestconfig):
     run_dir, highest = tmp_path / "killed", 0
     metrics = run_dir / "metrics.jsonl"
     # A step takes about 25 ms, most of it to save: the run is long enough for every kill to find it alive.
-    steps = 80 * (kills + 1)
+    steps = 40 * (kills + 1)
     for _ in range(kills):
         process = subprocess.Popen(
             command(run_dir, steps, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -174,7 +174,7 @@ def test_killed_at_any_moment(tmp_path, pytestconfig):
             rows = metrics.stat().st_size if metrics.exists() else 0
             while process.poll() is None and (not metrics.exists() or metrics.stat().st_size <= rows):
                 time.sleep(0.01)
-            time.sleep(clock.uniform(0, 1.5))
+            time.sleep(clock.uniform(0, 0.7))
         process.send_signal(signal.SIGKILL)
         out, err = process.communicate()
         assert process.returncode == -signal.SIGKILL, out + err

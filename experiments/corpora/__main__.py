@@ -49,7 +49,7 @@ def documents(text: str, size: float, path: Path, speeches: int = 8) -> Path:
 
 
 def in_a_process(side: str, *arguments: str) -> Results:
-    """Run one of `SIDES` in a process of its own: its seconds, peak memory in bytes, and what else it returns."""
+    """Return what `measured` returns in a process of its own."""
     command = [sys.executable, "-m", "experiments.corpora.__main__", side, *arguments]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir(), "babyjax-corpora"))}
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | cache).stdout)
@@ -178,6 +178,13 @@ SIDES: dict[str, Callable[..., Results]] = {
 }
 
 
+def measured(side: str, *arguments: str) -> Results:
+    """Run one of `SIDES`: its seconds, the peak memory of this process in bytes, and what else it returns."""
+    start = time.perf_counter()
+    found = SIDES[side](*arguments)
+    return {"seconds": time.perf_counter() - start, "peak": peak()} | found
+
+
 def measure(path: str, quick: bool) -> Results:
     """Measure everything; `quick` with a thousandth of the bytes, fewer byte pairs and BabyGPT v1."""
     text, scale, rounds = Path(path).read_bytes(), *((1e-3, 1) if quick else (1.0, ROUNDS))
@@ -231,9 +238,7 @@ def clean(work: Path) -> None:
 def main() -> None:
     """Run one side, for `in_a_process`, or the experiment."""
     if len(sys.argv) > 1 and sys.argv[1] in SIDES:
-        start = time.perf_counter()
-        found = SIDES[sys.argv[1]](*sys.argv[2:])
-        print(json.dumps({"seconds": time.perf_counter() - start, "peak": peak()} | found))
+        print(json.dumps(measured(*sys.argv[1:])))
     else:
         run_experiment(Path(__file__).parent, measure, report)
 

@@ -17,7 +17,7 @@ from experiments.corpora.__main__ import documents
 from experiments.record import Results, origin, provenance, write_json
 
 OPTIONS = ("data.tokenizer=bpe", "data.vocab_size=4096")
-STEPS = 1500
+MODEL, STEPS = "gpt-small", 1500
 TEXT = """\
 # A model of stories
 
@@ -57,7 +57,7 @@ def measure(text: Path, steps: int) -> Results:
         documents(text.read_text(encoding="utf-8"), 0, path)
         corpus, data = f"data.path={name}/prepared", (f"data.path={path}", *OPTIONS)
         _, preparing = command("prepare", *data, f"out={name}/prepared")
-        _, training = command("train", "model=gpt-small", corpus, *OPTIONS, f"train.steps={steps}", run)
+        _, training = command("train", f"model={MODEL}", corpus, *OPTIONS, f"train.steps={steps}", run)
         found, evaluating = command("evaluate", run, "format=json")
         story, sampling = command("sample", run, "prompt=ROMEO:", "temperature=0.8")
         what = json.loads(Path(name, "prepared", "corpus.json").read_text(encoding="utf-8"))

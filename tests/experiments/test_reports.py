@@ -35,6 +35,12 @@ def test_what_is_written_is_on_record(name, tmp_path, monkeypatch):
 def test_it_runs_from_measuring_to_reporting(name, tmp_path, monkeypatch, capsys):
     for package in {"ngram": ("pyppmd",), "corpora": ("torch", "tokenizers")}.get(name, ()):
         pytest.importorskip(package)
+    corpora = import_module("experiments.corpora.__main__")
+    apart = corpora.in_a_process  # where starting takes most of the time, so one side is enough
+    monkeypatch.setattr(
+        corpora, "in_a_process", lambda side, *rest: (apart if side == "learned" else corpora.measured)(side, *rest)
+    )
+    monkeypatch.setattr(corpora, "HUGE", 1e8)  # --quick takes a thousandth
     path = tmp_path / "text.txt"
     path.write_text(load_corpus("synthetic", states=4, length=600).text, encoding="utf-8")
     run(name, str(path), "--quick", "--out", str(tmp_path / "out"), monkeypatch=monkeypatch)
@@ -55,6 +61,7 @@ def test_a_report_is_that_of_its_record(name, tmp_path):
 @pytest.mark.slow
 def test_stories_are_told_by_the_commands(tmp_path, monkeypatch):
     stories = import_module("experiments.corpora.stories")
+    monkeypatch.setattr(stories, "MODEL", "babygpt-v2-position")
     path = tmp_path / "text.txt"
     path.write_text("\n\n".join(["ROMEO:\nAnd so it goes,", "JULIET:\nand goes again."] * 400), encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["stories", str(path), "--steps", "2", "--out", str(tmp_path)])
