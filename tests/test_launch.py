@@ -11,9 +11,10 @@ import yaml
 
 from babyjax.options import load_config
 from babyjax.runs.manifest import read_manifest
-from experiments.processes.__main__ import OPTIONS, environment
+from experiments.processes.__main__ import environment
 
 LAUNCH = Path(__file__).parents[1] / "launch"
+OPTIONS = ("model=babygpt-v2-position", "data=synthetic", "data.length=20000", "train.batch_size=16")
 # Starts two tasks and sets what JAX reads of Slurm.
 SRUN = """#!/usr/bin/env bash
 echo "srun $*"
