@@ -21,10 +21,8 @@ from babyjax.files import discard, user_cache
 from babyjax.native_output import leave
 from babyjax.options import options_of
 
-Main = Callable[[list[str]], int | None]
 
-
-def run_command(main: Main, help_text: Callable[[list[str]], str]) -> NoReturn:
+def run_command(main: Callable[[list[str]], int | None], help_text: Callable[[list[str]], str]) -> NoReturn:
     """Run a command on the process's arguments and exit: 0 done, 1 failed, 2 wrong usage.
 
     Ctrl-C ends it as it ends any command, 130 to a shell. BABYJAX_DEBUG=1 in the environment shows tracebacks.
@@ -42,8 +40,7 @@ def run_command(main: Main, help_text: Callable[[list[str]], str]) -> NoReturn:
         if wanted := [argument for argument in argv if argument in ("-h", "--help", "help")]:
             show(help_text([argument for argument in argv if argument not in wanted]))
             sys.exit(0)
-        status = main(argv) or 0
-        sys.exit(status)
+        sys.exit(main(argv) or 0)
     except BabyjaxError as error:
         _fail(error, error)
     except KeyboardInterrupt:
@@ -160,6 +157,9 @@ def prepare_jax() -> None:
     import absl.logging
     import jax
 
+    from babyjax.threefry import write_out_rounds
+
+    write_out_rounds()
     if not jax.config.values["jax_compilation_cache_dir"] and (folder := user_cache()):
         jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
