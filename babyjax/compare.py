@@ -62,7 +62,7 @@ class Member(NamedTuple):
         chosen = {
             key: value
             for key, value, field in options_of(self.config)
-            if not field.json_schema_extra["free"] and key not in ("train.seed", "run_dir", "overwrite")
+            if not field.json_schema_extra["free"] and key != "train.seed"
         }
         names, kinds = self.config.choices, (type(self.config.model), type(self.config.optimizer))
         return (
@@ -81,21 +81,11 @@ class Text(NamedTuple):
     start: int  # of the first
 
 
-def compare(
-    paths: Sequence[str],
-    step: str = "newest",
-    text: str | None = None,
-    stride: int | None = None,
-    resolution: float = 0.005,
-    progress: Callable[[str], None] = lambda what: None,
-    *,
-    data_path: str | None = None,
-    positions: bool = False,
-) -> dict[str, Any]:
+def compare(paths: Sequence[str], config: CompareConfig, progress: Callable[[str, float], None]) -> dict[str, Any]:
     """Compare runs with the first of them and return what `format=json` prints.
 
     Losses are in nats per token, or in bits per byte if the tokenizers differ. Only the part of the text that every run
-    has scored counts. The intervals of several comparisons hold together (Bonferroni). With `positions` the result also
+    has scored counts. The intervals of several comparisons hold together (Bonferroni). For a picture the result also
     has losses by length of the context.
 
     Raises: ConfigError if fewer than two or too many are given, RunError if they cannot be compared.
@@ -106,14 +96,11 @@ def compare(
     texts: dict[Any, Text] = {}
     sides = []
     for path, members in zip(paths, folders, strict=True):
-        side = []
-        for folder in members:
-            progress(f"evaluating {folder}")
-            side.append(_member(folder, step, text, data_path, stride, texts, positions))
+        side = [_member(folder, config, texts, progress) for folder in members]
         _check_recipe(path, side)
         sides.append(side)
-    _check_texts(sides, text)
-    return _compared(paths, sides, next(iter(texts.values())), text, resolution)
+    _check_texts(sides, config.text)
+    return _compared(paths, sides, next(iter(texts.values())), config)
 
 
 def _folders(path: str) -> list[Path]:
@@ -126,28 +113,25 @@ def _folders(path: str) -> list[Path]:
 
 
 def _member(
-    folder: Path,
-    step: str,
-    text: str | None,
-    data_path: str | None,
-    stride: int | None,
-    texts: dict[Any, Text],
-    positions: bool,
+    folder: Path, config: CompareConfig, texts: dict[Any, Text], progress: Callable[[str, float], None]
 ) -> Member:
     import numpy as np
 
-    run = babyjax.load_run(folder, step)
-    key = (run.tokenizer.to_json(), None if text else run.manifest.corpus.sha256)
+    def evaluating(split: str, share: float) -> None:
+        progress(f"evaluating {folder}", share)
+
+    run, stride = babyjax.load_run(folder, config.step), config.stride
+    key = (run.tokenizer.to_json(), None if config.text else run.manifest.corpus.sha256)
     if key not in texts:
-        texts[key] = _read_text(run, text, data_path)
+        texts[key] = _read_text(run, config, progress)
     whole, byte_lengths, longest = texts[key], run.tokenizer.byte_lengths, run.model.max_length
     if stride is not None and longest is not None and stride > longest:
         raise ConfigError(f"stride={stride} is longer than the block of {longest} of {folder}")
     apart = (stride or max(1, longest // 2)) if longest is not None else None
-    nats = babyjax.token_nats(run.model, whole.split, byte_lengths, "val", apart)
+    nats = babyjax.token_nats(run.model, whole.split, byte_lengths, "val", apart, evaluating)
     by_position = None
-    if positions and longest is not None and longest > 1 and run.config.choices.trainer != "mixing":
-        full = babyjax.token_nats(run.model, whole.split, byte_lengths, "val", longest)
+    if config.picture and longest is not None and longest > 1 and run.config.choices.trainer != "mixing":
+        full = babyjax.token_nats(run.model, whole.split, byte_lengths, "val", longest, evaluating)
         full = full[: len(full) // longest * longest]
         by_position = full.reshape(-1, longest).mean(axis=0) if len(full) else None
     return Member(
@@ -163,9 +147,9 @@ def _member(
     )
 
 
-def _read_text(run: "babyjax.LoadedRun", text: str | None, data_path: str | None) -> Text:
+def _read_text(run: "babyjax.LoadedRun", config: CompareConfig, progress: Callable[[str, float], None]) -> Text:
     """Read and split the text. Raises: RunError if the tokenizer does not say how many bytes its tokens are."""
-    corpus = run.read(text) if text else run.corpus(data_path)
+    corpus = run.read(config.text, progress) if config.text else run.corpus(config.data.path, progress)
     split = babyjax.split_tokens(corpus.encode(run.tokenizer))
     sizes = run.tokenizer.byte_lengths
     start = babyjax.bytes_of(split.train, sizes)
@@ -204,9 +188,7 @@ def _check_texts(sides: list[list[Member]], text: str | None) -> None:
         raise RunError("the validation splits of these runs have no text in common; their tokenizers differ too much")
 
 
-def _compared(
-    paths: Sequence[str], sides: list[list[Member]], text: Text, path: str | None, resolution: float
-) -> dict[str, Any]:
+def _compared(paths: Sequence[str], sides: list[list[Member]], text: Text, config: CompareConfig) -> dict[str, Any]:
     import numpy as np
 
     members = [member for side in sides for member in side]
@@ -233,7 +215,7 @@ def _compared(
             names=(LETTERS[0], LETTERS[index]),
             same_recipe=recipes[0] == recipes[1] and compared[0].seeded,
             seeds=min([len(sides[which]) for which in (0, index) if compared[which].seeded], default=1),
-            resolution=resolution,
+            resolution=config.resolution,
             level=level,
         )
         differing = {
@@ -267,7 +249,7 @@ def _compared(
         "runs": rows,
         "comparisons": verdicts,
     }
-    if same and path is None:
+    if same and config.text is None:
         ngram = babyjax.ngram_baseline(text.split, members[0].tokenizer.vocab_size)
         result |= {"ngram_order": ngram.order, "ngram": ngram.val}
     return result
@@ -345,16 +327,7 @@ def main(argv: list[str]) -> None:
         babyjax.require_picture(picture)
     prepare_jax()
     with babyjax.Screen(stderr=True).status("reading the runs") as update:
-        result = compare(
-            paths,
-            config.step,
-            config.text,
-            config.stride,
-            config.resolution,
-            update,
-            data_path=config.data.path,
-            positions=picture is not None,
-        )
+        result = compare(paths, config, update)
         if picture is not None:
             update("drawing")
             babyjax.draw_comparison(result, picture)
@@ -414,7 +387,7 @@ def _differences(found: dict[str, Any]) -> list[str]:
     a, b = found["runs"]
     lines = []
     for name, sign in ((b, -1), (a, 1)):
-        tokens = [token for token in found["tokens"] if sign * token["share"] > 0]
+        tokens = [token for token in found["tokens"] if round(sign * token["share"], 4) > 0]
         if tokens:
             listed = ", ".join(f"{token['token']!r} {abs(token['share']):.4f}" for token in tokens[:LISTED])
             lines.append(f"  {name} gains most on {listed} nats per token of the text")

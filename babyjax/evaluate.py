@@ -39,49 +39,37 @@ def help_text(argv: list[str]) -> str:
 
 
 def evaluate(
-    run_dir: str,
-    step: str = "newest",
-    split: str = "both",
-    stride: int | None = None,
-    progress: Callable[[str, float], None] = lambda split, share: None,
-    *,
-    adaptive: bool = False,
-    per_token: str | None = None,
-    text: str | None = None,
-    data_path: str | None = None,
-    verify: bool = False,
+    config: EvaluateConfig, run: "babyjax.LoadedRun", progress: Callable[[str, float], None]
 ) -> dict[str, Any]:
     """Evaluate a run and return what `format=json` prints; `bigram_baseline` and `ngram_baseline` are nats per token.
 
     `least_context` is the smallest context of a token past the first block of a split. `standard_error` compares
     contiguous segments of at least 5,000 tokens; it is None if a split has fewer than two. With `adaptive` the
     validation split also has what `adaptive_nats` says. `per_token` names a file for the losses of every token but the
-    first of each split, and of the n-gram: arrays "val", "val_ngram", "val_adaptive" and so on, in nats. `text` names
-    a file to evaluate on instead of the run's corpus, in the same two splits; `data_path` says where that corpus is, if
-    the run has no copy. With `verify` the result also has a `babyjax.Verification` of the validation split, which
-    `format=json` prints as a dictionary.
+    first of each split, and of the n-gram: arrays "val", "val_ngram", "val_adaptive" and so on, in nats. With `verify`
+    the result also has a `babyjax.Verification` of the validation split, which `format=json` prints as a dictionary.
 
-    Raises: ConfigError if an option does not fit the model, RunError if the run cannot be read, BabyjaxError if the
+    Raises: ConfigError if an option does not fit the model, RunError if the text cannot be read, BabyjaxError if the
     file cannot be written.
     """
-    run = babyjax.load_run(run_dir, step)
+    split, stride, text = config.split, config.stride, config.text
     model, byte_lengths, vocab_size = run.model, run.tokenizer.byte_lengths, run.tokenizer.vocab_size
     if stride is not None and model.max_length is None:
         raise ConfigError(f"stride= is for models with a block; {run.config.choices.model} uses all the context it can")
-    if adaptive and text:
+    if config.adaptive and text:
         raise ConfigError("adaptive=true goes on counting from the run's own corpus; leave out text=")
-    if adaptive and split == "train":
+    if config.adaptive and split == "train":
         raise ConfigError("adaptive=true is about the validation split; leave out split=train")
-    if verify and split == "train":
+    if config.verify and split == "train":
         raise ConfigError("verify=true is about the validation split; leave out split=train")
-    if adaptive:
+    if config.adaptive:
         babyjax.require_counting(run.config, run.parts)
-    path = user_path(per_token, BabyjaxError) if per_token else None
+    path = user_path(config.per_token, BabyjaxError) if config.per_token else None
     if path is not None and not path.parent.is_dir():
         raise BabyjaxError(f"cannot write per_token={path}: there is no folder {path.parent}")
-    if text and data_path:
+    if text and config.data.path:
         raise ConfigError("text= is another text and data.path= the run's own; give one of them")
-    corpus = run.read(text, progress) if text else run.corpus(data_path, progress)
+    corpus = run.read(text, progress) if text else run.corpus(config.data.path, progress)
     tokens = babyjax.split_tokens(corpus.encode(run.tokenizer))
     pairs = babyjax.PairCounts.of_corpus(corpus, tokens, vocab_size)
 
@@ -92,7 +80,7 @@ def evaluate(
     sizes = {name: babyjax.bytes_of(part[1:], byte_lengths) for name, part in tokens._asdict().items()}
     if model.max_length is not None and stride is None:
         stride = max(1, model.max_length // 2)
-    if path is None and not verify:
+    if path is None and not config.verify:
         losses = babyjax.make_evaluator(model, pairs, tokens, byte_lengths, stride)(model, names, evaluating)
         arrays = {}
     else:
@@ -104,27 +92,13 @@ def evaluate(
     splits: dict[str, Any] = {name: {**_shown(losses[name]), "bigram_baseline": pairs.baseline(name)} for name in names}
     if "val" in names:
         splits["val"]["ngram_baseline"], arrays["val_ngram"] = ngram.val, ngram.nats
-        if adaptive:
+        if config.adaptive:
             found = babyjax.adaptive_nats(run.config, model, run.parts, tokens, byte_lengths, stride, evaluating)
             splits["val"]["adaptive"] = _shown(babyjax.Nats.of_tokens(found, sizes["val"]))
             arrays["val_adaptive"] = found
     if path is not None:
         _save(path, arrays)
-    verification = {}
-    if verify:
-        from babyjax.evaluation.evaluator import VerifyOptions, verify_model
-
-        verification["verification"] = verify_model(
-            model,
-            VerifyOptions.of([each.model for each in (run.config, *run.parts)]),
-            tokens,
-            byte_lengths,
-            corpus.bytes - babyjax.bytes_of(tokens.train, byte_lengths),  # what the training tokens leave
-            arrays["val"],
-            stride,
-            progress=lambda share: evaluating("val again, to verify", share),
-        )
-    return {
+    result = {
         "model": run.config.choices.model,
         "corpus": corpus.name if text else run.manifest.corpus.name,
         "vocab_size": vocab_size,
@@ -135,8 +109,21 @@ def evaluate(
         "ngram_order": ngram.order,
         "ngram_counted": counted,
         "splits": splits,
-        **verification,
     }
+    if config.verify:
+        from babyjax.evaluation.evaluator import VerifyOptions, verify_model
+
+        result["verification"] = verify_model(
+            model,
+            VerifyOptions.of([each.model for each in (run.config, *run.parts)]),
+            tokens,
+            byte_lengths,
+            corpus.bytes - babyjax.bytes_of(tokens.train, byte_lengths),  # what the training tokens leave
+            arrays["val"],
+            stride,
+            lambda share: evaluating("val again, to verify", share),
+        )
+    return result
 
 
 def _save(path: Path, arrays: dict[str, Any]) -> None:
@@ -167,18 +154,7 @@ def main(argv: list[str]) -> None:
         raise ConfigError("run_dir=DIR is missing: name the run to evaluate")
     prepare_jax()
     with babyjax.Screen(stderr=True).status("reading the run") as update:
-        result = evaluate(
-            config.run_dir,
-            config.step,
-            config.split,
-            config.stride,
-            lambda what, share: update(f"{what}: {share:.0%}"),
-            adaptive=config.adaptive,
-            per_token=config.per_token,
-            text=config.text,
-            data_path=config.data.path,
-            verify=config.verify,
-        )
+        result = evaluate(config, babyjax.load_run(config.run_dir, config.step), update)
     verification = result.get("verification")
     if config.format == "json":
         shown = {**result, "verification": verification.as_dict()} if verification else result

@@ -1,6 +1,7 @@
 """`babyjax export run_dir=... format=hf`: a trained model as files for other programs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -36,8 +37,16 @@ def help_text(argv: list[str]) -> str:
     )
 
 
-def export(run_dir: str, step: str = "newest", format: str | None = None, out: str | None = None) -> Path:
+def export(
+    run_dir: str,
+    step: str = "newest",
+    format: str | None = None,
+    out: str | None = None,
+    progress: Callable[[str, float], None] = lambda what, share: None,
+) -> Path:
     """Write the model of a run for other programs and return the path. `format` is "hf" or "arpa", None by model.
+
+    `progress` is told what of a large text is done.
 
     Raises: ConfigError if the format has no such model, RunError if the run cannot be read, BabyjaxError if the files
     cannot be written.
@@ -55,13 +64,13 @@ def export(run_dir: str, step: str = "newest", format: str | None = None, out: s
             if not isinstance(model, babyjax.BabyGPT):
                 raise ConfigError(f"format=hf is for networks; {run_dir} holds {run.config.choices.model}")
             babyjax.save_huggingface(model, run.tokenizer, path)
-            replace_file(path / "README.md", model_card(run))
+            replace_file(path / "README.md", model_card(run, progress))
     except OSError as error:
         raise BabyjaxError(f"cannot write {path}: {error.strerror}") from None
     return path
 
 
-def model_card(run: "babyjax.LoadedRun") -> str:
+def model_card(run: "babyjax.LoadedRun", progress: Callable[[str, float], None]) -> str:
     """Return the README.md of an exported run: its config, corpus and losses, counting beside them."""
     parameters = sum(leaf.size for leaf in babyjax.named_arrays(run.model).values())
     options = {key: value for key, value in arguments_of(run.config).items() if key not in PATHS}
@@ -80,11 +89,11 @@ def model_card(run: "babyjax.LoadedRun") -> str:
         f"## Options\n\n```yaml\n{shown}```",
     ]
     if run.manifest.corpus.characters:
-        lines += _corpus_and_losses(run)
+        lines += _corpus_and_losses(run, progress)
     return "\n\n".join(lines) + "\n"
 
 
-def _corpus_and_losses(run: "babyjax.LoadedRun") -> list[str]:
+def _corpus_and_losses(run: "babyjax.LoadedRun", progress: Callable[[str, float], None]) -> list[str]:
     entry = run.manifest.corpus
     rows = ["| split | nats per token | bits per byte | tokens scored |", "|---|---:|---:|---:|"]
     rows += _losses(run)
@@ -95,7 +104,7 @@ def _corpus_and_losses(run: "babyjax.LoadedRun") -> list[str]:
         "## Losses\n\n" + "\n".join(rows),
     ]
     try:
-        corpus = run.corpus()
+        corpus = run.corpus(progress=progress)
     except RunError:
         if entry.path is None:
             raise
@@ -129,8 +138,8 @@ def main(argv: list[str]) -> None:
     if not config.run_dir:
         raise ConfigError("run_dir=DIR is missing: name the run to export")
     prepare_jax()
-    with babyjax.Screen(stderr=True).status("writing the model"):
-        path = export(config.run_dir, config.step, config.format, config.out)
+    with babyjax.Screen(stderr=True).status("writing the model") as update:
+        path = export(config.run_dir, config.step, config.format, config.out, update)
     show(f"written to {path}")
 
 

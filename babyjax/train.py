@@ -3,15 +3,7 @@
 from textwrap import fill
 
 import babyjax
-from babyjax.cli import (
-    again,
-    command_line,
-    complain,
-    describe,
-    prepare_jax,
-    run_command,
-    stop_signals,
-)
+from babyjax.cli import again, command_line, complain, describe, prepare_jax, run_command, stop_signals
 from babyjax.config import Config
 from babyjax.options import GROUPS, load_config, presets_of, steps_are_bound
 
@@ -67,7 +59,7 @@ def main(argv: list[str]) -> int:
 def _main(config: Config, argv: list[str], screen: "babyjax.Screen") -> int:
     with screen.status("reading the corpus") as update:
         log = babyjax.find_log(config.log)
-        task = babyjax.load_task(config, progress=lambda what, share: update(f"{what}: {share:.0%}"))
+        task = babyjax.load_task(config, progress=update)
     received = (_train if config.train.seeds == 1 else _train_seeds)(config, task, log, screen, argv)
     if received:
         return 128 + received

@@ -17,6 +17,7 @@ from scipy.stats import t
 
 import babyjax
 from babyjax import runner
+from babyjax.compare import CompareConfig, _differences, compare
 from babyjax.errors import ConfigError, DivergenceError, RunError
 from babyjax.options import config_to_dict
 from babyjax.runner import read_losses
@@ -328,6 +329,19 @@ def test_where_two_runs_differ(compared, call, runs, tmp_path):
     assert largest == pytest.approx(np.abs(nats[0] - nats[1]).max(), rel=1e-4)
 
 
+def test_gains_that_round_to_nothing_are_not_listed():
+    tokens = [{"token": "a", "times": 9, "share": 0.2}, {"token": "b", "times": 9, "share": 0.00004}]
+    found = {"runs": ["A", "B"], "tokens": tokens, "places": []}
+    assert _differences(found) == ["  A gains most on 'a' 0.2000 nats per token of the text"]
+
+
+def test_a_comparison_tells_how_much_of_each_run_is_done(runs):
+    told = []
+    paths = [str(runs(name)) for name in ("again", "counted")]
+    compare(paths, CompareConfig(), lambda what, share: told.append((what, share)))
+    assert [what for what, share in told if share == 1] == [f"evaluating {runs(name)}" for name in ("again", "counted")]
+
+
 def test_the_verdict_is_printed_and_drawn(call, runs):
     status, out, _ = call("compare", str(runs("seeds")), str(runs("position")), "picture=compared.svg")
     assert status == 0
@@ -379,12 +393,12 @@ def test_models_of_other_kinds_are_swept_together(call):
 
 
 def test_combinations_are_the_product_of_the_lists():
-    found = combinations(["optimizer=adamw,lion", "train.steps=5,6,7", "train.batch_size=8"])
+    found = combinations({"optimizer": "adamw,lion", "train.steps": "5,6,7", "train.batch_size": "8"})
     assert len(found) == 6
     assert found[0] == {"optimizer": "adamw", "train.steps": "5"}
     assert found[-1] == {"optimizer": "lion", "train.steps": "7"}
     with pytest.raises(ConfigError, match="too many"):
-        combinations([f"train.{name}={','.join(map(str, range(1, 60)))}" for name in ("steps", "eval_interval")])
+        combinations({f"train.{name}": ",".join(map(str, range(1, 60))) for name in ("steps", "eval_interval")})
 
 
 def test_damaged_results_are_named(runs, tmp_path):

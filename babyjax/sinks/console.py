@@ -85,13 +85,13 @@ class Screen:
         self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def status(self, text: str) -> Iterator[Callable[[str], None]]:
-        """Show a text on a terminal for as long as this lasts. Yields a function that changes it."""
+    def status(self, text: str) -> Iterator[Callable[..., None]]:
+        """Show a text on a terminal for as long as this lasts. Yields what changes it: `update(text, share=None)`."""
         if self.is_terminal:
             with self._console.status(text) as status:
-                yield status.update
+                yield lambda text, share=None: status.update(text if share is None else f"{text}: {share:.0%}")
         else:
-            yield lambda text: None
+            yield lambda text, share=None: None
 
     def bar(self, step: int, total: int | None) -> Callable[..., None]:
         """Start a progress bar on a terminal; returns what updates it."""
@@ -121,7 +121,9 @@ class ConsoleSink:
 
     def __init__(self, screen: Screen, entropy: float, step: int, total: int | None):
         self._screen, self._entropy, self._step, self._total = screen, entropy, step, total
-        self._shown, self._start = float("-inf"), time.monotonic()
+        self._shown: float | None = None  # when the last row was
+        self._first: tuple[int, float] | None = None  # the step of the first row, and when it was
+        self._trained = 0.0  # seconds of steps
         self._update: Callable[..., None] | None = None
 
     def __call__(self, event: Event) -> None:
@@ -130,23 +132,26 @@ class ConsoleSink:
                 self._screen.say(event.note)
             self._screen.say(f"\n{HEADER}")
             self._update = self._screen.bar(self._step, self._total)
-            self._start = time.monotonic()
             return
         known = np.isfinite(event.train_losses[-1:]).any()  # counting has no loss of a batch
         loss = f"{event.train_losses[-1]:.3f} " if known else ""
         self._update(completed=event.step, description=f"{loss}{event.note}")
+        self._trained += event.seconds
         now = time.monotonic()
-        if event.losses and (event.milestone or event.last or now - self._shown > 1):
+        if event.losses and (event.milestone or event.last or self._shown is None or now - self._shown > 1):
             train, val = event.losses["train"].per_token, event.losses["val"].per_token
             row = f"{event.step:8,} {train:8.4f} {val:8.4f} {train - self._entropy:14.4f}  {event.note}"
             self._screen.say(row + self._remaining(event, now))
-            self._shown = now
+            self._shown, self._first = now, self._first or (event.step, now)
 
     def _remaining(self, event: Event, now: float) -> str:
+        """Say how long the rest takes. The first evaluation is compiled, so before its row only the steps count."""
         if self._total is None or event.last or self._screen.is_terminal:
             return ""
-        seconds = (self._total - event.step) * (now - self._start) / max(event.step - self._step, 1)
-        return f", {duration(seconds)} left"
+        step, seconds = self._step, self._trained
+        if self._first is not None:
+            step, seconds = self._first[0], now - self._first[1]
+        return f", {duration((self._total - event.step) * seconds / max(event.step - step, 1))} left"
 
     def close(self) -> None:
         self._screen.close()

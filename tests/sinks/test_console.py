@@ -46,6 +46,14 @@ def test_there_is_a_row_for_every_evaluation(shown):
     assert lines[4] == "     100   1.7500   1.7500         0.2500  "
 
 
+def test_what_is_left_does_not_count_the_compilation_of_the_first_evaluation(shown, monkeypatch):
+    """Ten steps take 0.1 s; the first evaluation takes 60 s, any other 2 s."""
+    clock = iter([60.0, 62.1, 64.2])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    lines = shown(event_of(0), *(event_of(step, 2.0, milestone=True) for step in (10, 20, 30)))
+    assert [line.rpartition(", ")[2] for line in lines[2:]] == ["0.90 s left", "16.8 s left", "14.7 s left"]
+
+
 def test_steps_without_a_milestone_share_a_row_a_second(shown):
     """The first is shown, and the last."""
     events = [event_of(step, 2.0, last=step == 50) for step in range(1, 51)]
@@ -94,7 +102,7 @@ def test_a_terminal_that_goes_away_while_a_bar_is_drawn_is_survived(monkeypatch)
         screen = Screen()
         assert screen.is_terminal
         with screen.status("compiling") as update:
-            update("compiling more")
+            update("compiling more", 0.5)
         sink = ConsoleSink(screen, entropy=1.5, step=0, total=100)
         sink(event_of(0))
         sink(event_of(10, 2.0, milestone=True))
