@@ -116,7 +116,7 @@ def user_cache() -> Path | None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Return whether `path` is named as the temporary files of `replace_file` are."""
+    """Return whether `path` is named as what `replace_file` and `new_folder` make for a while."""
     return path.name.startswith(TEMPORARY)
 
 

@@ -11,16 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
 
-from babyjax.config import (
-    BabyGPTConfig,
-    BigramConfig,
-    Choices,
-    Config,
-    Options,
-    choices_of,
-    kinds_of,
-    unknown,
-)
+from babyjax.config import BabyGPTConfig, BigramConfig, Choices, Config, Options, choices_of, kinds_of, unknown
 from babyjax.data import documents
 from babyjax.errors import ConfigError
 from babyjax.files import read_text, user_path
@@ -287,9 +278,8 @@ def differences(ours: Config, theirs: Config) -> list[str]:
 
 
 def _same(key: str, ours: Any, theirs: Any) -> bool:
-    if (
-        key in ("train.grow_from", "model.parts", "model.arpa", "data.tokenizer") and ours and theirs
-    ):  # a path can be written in many ways
+    # A path can be written in many ways.
+    if key in ("train.grow_from", "model.parts", "model.arpa", "data.tokenizer") and ours and theirs:
         ours, theirs = ([user_path(path, ConfigError) for path in paths.split(",")] for paths in (ours, theirs))
     return ours == theirs
 

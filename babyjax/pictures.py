@@ -33,11 +33,11 @@ def save_picture(figure: Any, path: Path) -> None:
         raise BabyjaxError(f"cannot draw {path}: {error.strerror}") from None
 
 
-def _band(axes: Any, places: Sequence[float | int], values: Any, label: str, color: str, **style: Any) -> None:
+def _band(axes: Any, places: Sequence[float | int], values: Any, label: str, color: str) -> None:
     """Draw the mean of rows of `values` and, around it, the 95 % interval over them."""
     intervals = [Interval.of(column.tolist()) for column in np.asarray(values).T]
     mean = np.array([interval.mean for interval in intervals])
-    axes.plot(places, mean, label=label, color=color, **style)
+    axes.plot(places, mean, label=label, color=color)
     if len(values) > 1:
         error = np.array([interval.error for interval in intervals])
         axes.fill_between(places, mean - error, mean + error, color=color, alpha=0.2, lw=0)

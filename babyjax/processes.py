@@ -49,10 +49,6 @@ def is_lost(error: Exception) -> bool:
     return any(word in str(error).lower() for word in words)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
-
-
 def _connect(config: Config) -> None:
     chosen = config.processes
     given = {"coordinator_address": chosen.coordinator, "num_processes": chosen.processes, "process_id": chosen.process}
@@ -64,8 +60,8 @@ def _connect(config: Config) -> None:
                 "distributed=auto knows no cluster here (it knows Slurm, Open MPI, Kubernetes and Cloud TPUs); give "
                 "distributed.coordinator=HOST:PORT, distributed.processes= and distributed.process="
             ) from error
-        where = chosen.coordinator or "the coordinator"
-        raise ProcessError(f"the processes did not find each other at {where}: {_first_line(error)}") from error
+        where, reason = chosen.coordinator or "the coordinator", str(error).partition("\n")[0][:200]
+        raise ProcessError(f"the processes did not find each other at {where}: {reason}") from error
 
 
 def several() -> bool:

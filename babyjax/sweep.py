@@ -33,9 +33,8 @@ def help_text(argv: list[str]) -> str:
     )
 
 
-def combinations(argv: list[str]) -> list[dict[str, str]]:
+def combinations(arguments: dict[str, str]) -> list[dict[str, str]]:
     """Return the options of each trial, of those that have several values. Raises: ConfigError if none can have."""
-    arguments = all_arguments(argv)
     first = load_config([f"{key}={value.split(',')[0]}" for key, value in arguments.items()])
     if isinstance(first.model, MixtureConfig) or first.train.grow_from:
         raise ConfigError("a sweep trains each model from the start: leave out model=mixture and train.grow_from=")
@@ -53,9 +52,9 @@ def combinations(argv: list[str]) -> list[dict[str, str]]:
     return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
 
 
-def config_of(argv: list[str], chosen: dict[str, str]) -> Config:
+def config_of(arguments: dict[str, str], chosen: dict[str, str]) -> Config:
     """Return the config of a combination. Raises: ConfigError as `load_config` does."""
-    return load_config([f"{key}={value}" for key, value in (all_arguments(argv) | chosen).items()])
+    return load_config([f"{key}={value}" for key, value in (arguments | chosen).items()])
 
 
 def name_of(chosen: dict[str, str]) -> str:
@@ -65,11 +64,11 @@ def name_of(chosen: dict[str, str]) -> str:
 
 def main(argv: list[str]) -> int:
     """Train all combinations, say which is best, and train that with several seeds. Returns the exit status."""
-    trials = combinations(argv)
-    configs = [config_of(argv, chosen) for chosen in trials]
+    arguments = all_arguments(argv)
+    trials = combinations(arguments)
+    configs = [config_of(arguments, chosen) for chosen in trials]
     if configs[0].is_distributed:
         raise ConfigError("a sweep runs in one process; leave out distributed=")
-    arguments = all_arguments(argv)
     path = arguments.get("run_dir") or f"checkpoints/sweep-{Path(configs[0].run_dir).name.removesuffix('-seeds')}"
     babyjax.folder_of_runs(path, "|".join(map(re.escape, (TRIALS, WINNER, RESULT, PICTURE))))
     folder = Path(path).expanduser()
@@ -77,7 +76,7 @@ def main(argv: list[str]) -> int:
     with screen.status("starting JAX, reading the corpus") as update:
         prepare_jax()
         log = babyjax.find_log(configs[0].log)
-        task = babyjax.load_task(configs[0], progress=lambda what, share: update(f"{what}: {share:.0%}"))
+        task = babyjax.load_task(configs[0], progress=update)
     babyjax.introduce(configs[0], task, screen)
     losses, received = _try_all(trials, configs, folder, task, log, screen)
     if received:

@@ -10,21 +10,12 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from babyjax.config import (
-    BabyGPTConfig,
-    BigramConfig,
-    Config,
-    CountsConfig,
-    DataConfig,
-    MixtureConfig,
-    NGramConfig,
-    WindowedConfig,
-)
+from babyjax.config import BabyGPTConfig, BigramConfig, Config, CountsConfig, DataConfig, MixtureConfig, NGramConfig
 from babyjax.counts.kneser_ney import choose_order, evidence_of, nats_at
 from babyjax.counts.pairs import PairCounts
 from babyjax.data.batches import Split, bytes_of, in_memory, split_tokens
 from babyjax.data.corpus import Corpus, load_corpus
-from babyjax.data.prepared import PreparedCorpus, Progress, load_file
+from babyjax.data.prepared import PreparedCorpus, Progress, load_file, silent
 from babyjax.data.tokenizer import Tokenizer, make_tokenizer
 from babyjax.errors import ConfigError, RunError
 from babyjax.evaluation.evaluator import Evaluator, VerifyOptions, make_evaluator, verify_sample
@@ -107,9 +98,7 @@ class Task:
         return ngram_baseline(self.split, self.tokenizer.vocab_size)
 
 
-def load_corpus_of(
-    config: DataConfig, name: str, progress: Progress = lambda what, share: None
-) -> Corpus | PreparedCorpus:
+def load_corpus_of(config: DataConfig, name: str, progress: Progress) -> Corpus | PreparedCorpus:
     """Load the corpus that the `data` options mean. Raises: DataError if it cannot be read."""
     if config.path:
         return load_file(config.path, config.field, config.tokenizer, config.vocab_size, progress)
@@ -121,7 +110,7 @@ def load_task(
     config: Config,
     corpus: Corpus | PreparedCorpus | None = None,
     tokenizer: Tokenizer | None = None,
-    progress: Progress = lambda what, share: None,
+    progress: Progress = silent,
 ) -> Task:
     """Load the corpus of a config, tokenize, split and count it.
 
@@ -180,7 +169,7 @@ def make_trainer(config: Config, task: Task) -> Trainer:
             make = partial(mix, [part.model for part in task.parts], names, model, task.evaluate)
         case BabyGPTConfig() if isinstance(config.trainer, CountsConfig):
             return ExactTrainer(task.pairs, model, config.trainer, train.seed, task.evaluate)
-        case WindowedConfig():
+        case BabyGPTConfig():
             return GradientTrainer(task.initialize, task.split.train, model.block_size, train, config.optimizer)
         case _:
             raise TypeError(f"no trainer for {type(model).__name__}")

@@ -11,7 +11,7 @@ import pytest
 
 from babyjax.compare import CompareConfig
 from babyjax.evaluate import EvaluateConfig
-from babyjax.options import load_config, read_options
+from babyjax.options import load_config, parse_arguments, read_options
 from babyjax.recipes import PRESETS, expand
 from babyjax.sample import SampleConfig
 from babyjax.sweep import combinations, config_of
@@ -106,8 +106,9 @@ def test_commands_have_options_that_exist():
             case "train":
                 load_config(arguments)
             case "sweep":
-                for chosen in combinations(arguments) if arguments else ():
-                    config_of(arguments, chosen)
+                given = parse_arguments(arguments)
+                for chosen in combinations(given) if given else ():
+                    config_of(given, chosen)
             case "compare":
                 read_options(CompareConfig, [argument for argument in arguments if "=" in argument])
             case "evaluate":

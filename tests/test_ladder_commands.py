@@ -19,7 +19,7 @@ RUN = "run_dir=run"
 # Between them these have every idea of a rung.
 COMMANDED = (
     *("babygpt", "babygpt-v2-position", "babygpt-v6-blocks", "babygpt-v10-dropout"),
-    *("babygpt-v14-rmsnorm", "babygpt-v17-qknorm", "gpt2", "qwen3-0.6b"),
+    *("babygpt-v17-qknorm", "gpt2", "qwen3-0.6b"),
 )
 
 

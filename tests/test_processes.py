@@ -240,9 +240,12 @@ def test_a_process_that_cannot_save_ends_and_so_does_the_other(process, tmp_path
     run = tmp_path / "run"
     broken = f"""
 import sys
+from babyjax import processes
 from babyjax.cli import run_command
 from babyjax.runs import run
 from babyjax.train import help_text, main
+
+processes.SILENCE_SECONDS = 10  # the first may have to wait for it
 
 def begin_writing(path, arrays, real=run.begin_writing):
     if path.name == "20":

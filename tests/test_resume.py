@@ -187,7 +187,7 @@ def test_killed_at_any_moment(tmp_path, pytestconfig):
     out = finish(run_dir, steps, *options)
     if highest:
         assert f"continuing from step {highest:,}" in out
-    finish(tmp_path / "whole", steps, *options)
+    train_to(tmp_path / "whole", steps, *options)
     assert_same_run(run_dir, tmp_path / "whole", steps)
     print(f"{kills} kills, {highest} of {steps} steps when last killed, nothing lost")
 

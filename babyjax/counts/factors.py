@@ -28,9 +28,9 @@ class Factors(NamedTuple):
     head: Float[Any, "V D"]
     bias: Float[Any, " V"] | None
 
-    def logits(self, contexts: Any = slice(None)) -> Float[Any, "S V"]:
-        """Return the rows of W of `contexts` (default: all)."""
-        logits = self.embedding[contexts] @ self.head.T
+    def logits(self) -> Float[Any, "V V"]:
+        """Return W."""
+        logits = self.embedding @ self.head.T
         return logits if self.bias is None else logits + self.bias
 
     def squares(self) -> Any:

@@ -1,8 +1,9 @@
 """BabyGPT v1 fitted to the pair counts of its corpus: the exact loss to a tolerance, whatever the length of the corpus.
 
 A fit is a list of restarts, one descent each: from the weighted SVD of the log counts, from random factors, from near
-the best so far. If V x V is small, a restart begins with L-BFGS and ends with Levenberg-Marquardt steps, to the
-tolerance. With a large vocabulary there is one descent, by Adam and then by L-BFGS. The position of a fit is a pytree
+the best so far. If V x V and V n_embd^2 are small, a restart begins with L-BFGS and ends with
+Levenberg-Marquardt steps, to the tolerance; if only V x V is, it is L-BFGS alone. With a large vocabulary there is one
+descent, by Adam and then by L-BFGS. The position of a fit is a pytree
 of NumPy arrays: saved and loaded, the fit goes on as if it had never stopped.
 """
 
@@ -28,8 +29,8 @@ from babyjax.models.babygpt import BabyGPT
 # Second order on V x V in float64 up to here: cells of the matrix, and of the D x D blocks of one factor.
 DENSE_CELLS, DENSE_BLOCKS = 512**2, 1_000_000
 STEPS_BEFORE_NEWTON = 1
-# By method: second order, L-BFGS with the softmax in float64, in float32.
-NEWTON_TOLERANCE, DENSE_TOLERANCE, LARGE_TOLERANCE = 1e-6, 1e-6, 1e-3
+# By the precision of the softmax: float64, float32.
+DENSE_TOLERANCE, LARGE_TOLERANCE = 1e-6, 1e-3
 MAX_STEPS = 1000
 # A step damped by no more than this predicts the decrease of a free one.
 FREE_DAMPING = 1e-3
@@ -136,7 +137,7 @@ class CountsProblem:
         self.width = min(n_embd, max(1, pairs.vocab_size - 1))
         self.dense = pairs.vocab_size**2 <= DENSE_CELLS
         self.second_order = self.dense and pairs.vocab_size * self.width**2 <= DENSE_BLOCKS
-        default = NEWTON_TOLERANCE if self.second_order else DENSE_TOLERANCE if self.dense else LARGE_TOLERANCE
+        default = DENSE_TOLERANCE if self.dense else LARGE_TOLERANCE
         self.tolerance = default if tolerance is None else tolerance
         many = self.second_order and self.width
         self.restarts = [restart for restart in restarts if many or restart.start not in ("random", "near best")]
@@ -215,7 +216,7 @@ class CountsProblem:
 
     def _annealed(self, restart: Restart, count: int) -> Restart:
         """Return the objective of a step: a restart near the best comes down to its smoothing from above."""
-        if not self.dense or restart.start != "near best":
+        if restart.start != "near best":
             return restart
         smoothing = 0.7 ** (count - 1)
         return restart if smoothing < max(restart.smoothing, 1e-3) else restart._replace(smoothing=smoothing)

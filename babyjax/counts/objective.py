@@ -77,9 +77,7 @@ class Targets:
         unseen = (len(self.unigram) - entries) * entr(self.base / self.weight)
         return float(weight @ entr((base + self.matrix.data) / weight) + self.weight @ unseen)
 
-    def loss_and_gradient(
-        self, factors: Factors, penalty: float = 0.0, dtype: type = np.float64
-    ) -> tuple[float, Factors]:
+    def loss_and_gradient(self, factors: Factors, penalty: float, dtype: type = np.float64) -> tuple[float, Factors]:
         """Return the loss plus penalty / 2 (|A|^2 + |B|^2), in nats, and its gradient.
 
         The softmax is computed in `dtype`, everything else in float64.

@@ -63,7 +63,7 @@ class PairCounts:
             pairs.save(path, source)
         return pairs
 
-    def save(self, path: Path, source: str = "") -> None:
+    def save(self, path: Path, source: str) -> None:
         """Write the counts, and what they are counts of, to a file for `load`. Raises: OSError."""
         content = io.BytesIO()
         parts = {
@@ -76,7 +76,7 @@ class PairCounts:
         replace_file(path, content.getbuffer())
 
     @classmethod
-    def load(cls, path: Path, source: str = "") -> "PairCounts":
+    def load(cls, path: Path, source: str) -> "PairCounts":
         """Read what `save` wrote. Raises: OSError, or ValueError if it is damaged or of another source."""
         try:
             with np.load(path, allow_pickle=False) as arrays:

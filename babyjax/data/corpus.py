@@ -24,11 +24,6 @@ SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/da
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
-def fingerprint(text: str) -> str:
-    """Return the sha256 of a text as UTF-8, in hexadecimal."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 @dataclass(frozen=True)
 class Corpus:
     """A named text in memory. `entropy_rate` is that of its source in nats per character, if it is known."""
@@ -41,8 +36,8 @@ class Corpus:
 
     @cached_property
     def sha256(self) -> str:
-        """sha256 of the text as UTF-8."""
-        return fingerprint(self.text)
+        """sha256 of the text as UTF-8, in hexadecimal."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
     @property
     def characters(self) -> int:

@@ -54,6 +54,12 @@ MAX_BYTES = 1 << 20
 PREPARED_FROM, GZIPPED = 1 << 26, 4
 
 Progress = Callable[[str, float], None]  # what is done, and the share of it
+
+
+def silent(what: str, share: float) -> None:
+    """Report no progress."""
+
+
 Size = Annotated[int, Field(ge=0)]
 
 
@@ -135,7 +141,7 @@ def load_file(
     field: str = "text",
     tokenizer: str = "char",
     vocab_size: int | None = None,
-    progress: Progress = lambda what, share: None,
+    progress: Progress = silent,
 ) -> Corpus | PreparedCorpus:
     """Return the corpus in a prepared folder, or in text files: from the user's cache if it is large or there already.
 
@@ -217,7 +223,7 @@ def prepare_corpus(
     field: str = "text",
     tokenizer: str = "char",
     vocab_size: int | None = None,
-    progress: Progress = lambda what, share: None,
+    progress: Progress = silent,
 ) -> PreparedCorpus:
     """Encode a text of any length into a new folder, about a megabyte in memory at a time.
 

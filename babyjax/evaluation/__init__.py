@@ -1,1 +1,1 @@
-"""Losses of a model: exact from pair counts, or by sliding windows."""
+"""Losses of a model, exact, by sliding windows or adaptive; whether they can be trusted, and which of two is better."""

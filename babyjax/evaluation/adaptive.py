@@ -4,8 +4,6 @@ It is another protocol than static evaluation, closer to what a compressor does,
 with static ones.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
@@ -13,6 +11,7 @@ from babyjax.config import BigramConfig, Config, NGramConfig
 from babyjax.counts.kneser_ney import evidence_of, fit_discounts, knowledge_at, nats_at
 from babyjax.counts.ngrams import sum_before
 from babyjax.data.batches import Split
+from babyjax.data.prepared import Progress, silent
 from babyjax.errors import ConfigError
 from babyjax.evaluation.mixing import MixtureEvaluator, cross_fitted
 from babyjax.models.base import LanguageModel
@@ -45,7 +44,7 @@ def adaptive_nats(
     split: Split,
     byte_lengths: Int[np.ndarray, " V"],
     stride: int | None = None,
-    progress: Callable[[str, float], None] = lambda split, fraction: None,
+    progress: Progress = silent,
 ) -> TokenNats:
     """Return -log p of every validation token but the first, each counted once it is predicted, in nats.
 

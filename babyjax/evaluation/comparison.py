@@ -33,13 +33,13 @@ class Interval(NamedTuple):
     error: float | None
 
     @classmethod
-    def of(cls, values: Sequence[float], level: float = 0.95) -> "Interval":
-        """Return the interval by Student's t, for values that are independent and about normal."""
+    def of(cls, values: Sequence[float]) -> "Interval":
+        """Return the interval at 95 % by Student's t, for values that are independent and about normal."""
         mean, count = float(np.mean(values)), len(values)
         if count < 2:
             return cls(mean, None, None)
         deviation = float(np.std(values, ddof=1))
-        return cls(mean, deviation, t_quantile(count - 1, level) * deviation / math.sqrt(count))
+        return cls(mean, deviation, t_quantile(count - 1) * deviation / math.sqrt(count))
 
 
 class Scored(NamedTuple):
@@ -97,14 +97,14 @@ class Difference(NamedTuple):
     paired: bool
 
     @classmethod
-    def between(cls, a: Side, b: Side, units: Float[np.ndarray, " K"] | Int[np.ndarray, " K"]) -> "Difference":
+    def between(cls, a: Side, b: Side, units: Int[np.ndarray, " K"]) -> "Difference":
         """Compare two sides on segments of `units` tokens or bytes. Equal seeds are paired, others are not (Welch)."""
         if not (np.isfinite(a.nats).all() and np.isfinite(b.nats).all()):
             ours, theirs = (not np.isfinite(side.nats).all() for side in (a, b))
             mean = math.nan if ours and theirs else -math.inf if ours else math.inf
             return cls(mean, None, None, len(units) - 1, 0.0, math.nan, 0, False)
         segments = b.nats.mean(axis=0) - a.nats.mean(axis=0)
-        whole = Nats.of_segments(segments, units.astype(np.int64), 1)
+        whole = Nats.of_segments(segments, units, 1)
         losses = [side.nats.sum(axis=1) / units.sum() for side in (a, b)]
         paired = a.seeded and b.seeded and a.seeds == b.seeds and len(a.seeds) > 1
         if paired:
@@ -201,12 +201,12 @@ def judge(
         )
     if better is not None:
         return Verdict(better, f"{better} is better by {amount}")
-    return Verdict(None, f"not distinguishable: {amount}{_remedy(difference, unit, seeds, resolution, level)}")
+    return Verdict(None, f"not distinguishable: {amount}{_remedy(difference, half, unit, seeds, resolution, level)}")
 
 
-def _remedy(difference: Difference, unit: str, seeds: int, resolution: float, level: float) -> str:
+def _remedy(difference: Difference, half: float, unit: str, seeds: int, resolution: float, level: float) -> str:
     """Say what would resolve a difference of `resolution`, if this comparison does not."""
-    if (difference.half_width(level) or 0.0) <= resolution:
+    if half <= resolution:
         return ""
     needed = difference.seeds_for(resolution, level)
     if needed is None:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from babyjax.config import BabyGPTConfig, ModelConfig
 from babyjax.counts.pairs import PairCounts
 from babyjax.data.batches import Split, in_memory
+from babyjax.data.prepared import Progress, silent
 from babyjax.evaluation.losses import ContextEvaluator, ExactEvaluator, Nats
 from babyjax.evaluation.mixing import MixtureEvaluator
 from babyjax.evaluation.verify import HELD, Verification, verify
@@ -25,7 +26,7 @@ class Evaluator(Protocol):
     """Returns the loss of each split; calls `progress(split, fraction)` on the way."""
 
     def __call__(
-        self, model: LanguageModel, splits: Sequence[str] = ..., progress: Callable[[str, float], None] = ...
+        self, model: LanguageModel, splits: Sequence[str] = ..., progress: Progress = ...
     ) -> dict[str, Nats]: ...
 
 
@@ -55,7 +56,7 @@ def token_nats(
     byte_lengths: Int[np.ndarray, " V"],
     name: str,
     stride: int | None = None,
-    progress: Callable[[str, float], None] = lambda split, fraction: None,
+    progress: Progress = silent,
 ) -> Float[np.ndarray, " T"]:
     """Return -log p of every token of a split but the first, in nats, in windows as `make_evaluator` says."""
     if isinstance(model, Mixture):
@@ -87,9 +88,8 @@ def verify_model(
     byte_lengths: Int[np.ndarray, " V"],
     size: int,
     nats: Float[np.ndarray, " T"],
-    stride: int | None = None,
-    *,
-    progress: Callable[[float], None] = lambda share: None,
+    stride: int | None,
+    progress: Callable[[float], None],
 ) -> Verification:
     """Verify a model and what `token_nats` returns for the validation split, which has `size` bytes.
 

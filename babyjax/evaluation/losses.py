@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 from babyjax.checks import check_tokens
 from babyjax.counts.pairs import PairCounts
 from babyjax.data.batches import Split, segments_of, windows_at
+from babyjax.data.prepared import Progress, silent
 from babyjax.errors import ConfigError
 from babyjax.models.base import LanguageModel
 from babyjax.processes import on_host, place
@@ -114,7 +115,7 @@ class ExactEvaluator:
         self,
         model: LanguageModel,
         splits: Sequence[str] = ("train", "val"),
-        progress: Callable[[str, float], None] = lambda split, fraction: None,
+        progress: Progress = silent,
     ) -> dict[str, Nats]:
         """Return the loss of each of `splits`, at once. Raises: ConfigError as `pair_nats` does."""
         pair_nats, losses = self.pair_nats(model).astype(np.float64), {}
@@ -207,7 +208,7 @@ class ContextEvaluator:
         return cls(split, byte_lengths, max(model.context_length, 1) + FREE_STRIDE - 1, FREE_STRIDE)
 
     def _score(
-        self, model: LanguageModel, name: str, progress: Callable[[str, float], None], score: Callable[..., Any]
+        self, model: LanguageModel, name: str, progress: Progress, score: Callable[..., Any]
     ) -> Iterator[tuple[Shaped[np.ndarray, "R T *any"], Int[np.ndarray, "R T"], Bool[np.ndarray, "R T"]]]:
         """Scores of the targets of windows, the targets and which of them are scored, some windows at a time.
 
@@ -229,7 +230,7 @@ class ContextEvaluator:
         self,
         model: LanguageModel,
         splits: Sequence[str] = ("train", "val"),
-        progress: Callable[[str, float], None] = lambda split, fraction: None,
+        progress: Progress = silent,
     ) -> dict[str, Nats]:
         """Return the loss of each of `splits`; calls `progress(split, fraction)` on the way.
 
@@ -249,7 +250,7 @@ class ContextEvaluator:
         self,
         model: LanguageModel,
         name: str,
-        progress: Callable[[str, float], None] = lambda split, fraction: None,
+        progress: Progress = silent,
     ) -> Float[np.ndarray, " T"]:
         """Return -log p of every token of a split but the first, in nats. Raises: as a call does."""
         assert self._limit is None, "a sample of the windows is not every token"

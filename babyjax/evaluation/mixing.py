@@ -4,7 +4,7 @@ What is needed of the parts is their losses token by token, and what an n-gram a
 cross-fit each half of a text gets the weights of the other half: none is judged on a token that it was fitted to.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from babyjax.data.batches import Split
+from babyjax.data.prepared import Progress, silent
 from babyjax.evaluation.losses import ContextEvaluator, Nats
 from babyjax.models.base import LanguageModel
 from babyjax.models.mixture import Mixture, features, most_known
@@ -76,9 +77,7 @@ class MixtureEvaluator:
     ):
         self.split, self.byte_lengths, self.stride, self.tokens = split, byte_lengths, stride, tokens
 
-    def part_nats(
-        self, parts: Sequence[LanguageModel], progress: Callable[[str, float], None] = lambda split, fraction: None
-    ) -> tuple[PartNats, Knowledge]:
+    def part_nats(self, parts: Sequence[LanguageModel], progress: Progress = silent) -> tuple[PartNats, Knowledge]:
         """Return the losses of the parts on every token of the validation split, and the knowledge before it."""
         nats, knowledge = [], []
         for index, part in enumerate(parts):
@@ -91,9 +90,7 @@ class MixtureEvaluator:
             knowledge.append(evaluator.token_knowledge(part, "val"))
         return np.stack(nats, axis=1), most_known(knowledge)
 
-    def token_nats(
-        self, model: Mixture, name: str, progress: Callable[[str, float], None] = lambda split, fraction: None
-    ) -> Float[np.ndarray, " T"]:
+    def token_nats(self, model: Mixture, name: str, progress: Progress = silent) -> Float[np.ndarray, " T"]:
         """Return -log p of every token of a split but the first, in nats."""
         if name == "val":
             return cross_fitted(*self.part_nats(model.parts, progress), len(model.gate[...]))
@@ -103,7 +100,7 @@ class MixtureEvaluator:
         self,
         model: LanguageModel,
         splits: Sequence[str] = ("train", "val"),
-        progress: Callable[[str, float], None] = lambda split, fraction: None,
+        progress: Progress = silent,
     ) -> dict[str, Nats]:
         """Return the loss of each of `splits`; calls `progress(split, fraction)` on the way."""
         assert isinstance(model, Mixture)

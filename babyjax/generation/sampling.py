@@ -59,7 +59,7 @@ def generate(
     window, lengths = _window_of(prompts, model)
     if max_new_tokens == 0:
         return jnp.zeros((len(window), 0), jnp.int32)
-    stops = jnp.asarray(stop_tokens, jnp.int32).reshape(-1)
+    stops = jnp.asarray(stop_tokens, jnp.int32)
     return _generate(model, window, lengths, key, (temperature, top_p, min_p), stops, max_new_tokens, top_k, vocab_size)
 
 

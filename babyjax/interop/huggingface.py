@@ -240,11 +240,11 @@ def _read_config(content: dict[str, Any], path: Path, block_size: int | None) ->
 
     refuse("quantization_config" in content, "quantized weights")
     hidden_act = content.get("activation_function" if family == "gpt2" else "hidden_act")
-    hidden_act = {"gpt2": "gelu_new"}.get(family, "silu") if hidden_act is None else hidden_act
+    hidden_act = ("gelu_new" if family == "gpt2" else "silu") if hidden_act is None else hidden_act
     activation = SYNONYMS.get(str(hidden_act), str(hidden_act))
     refuse(activation not in ACTIVATIONS, f"the activation {shown(hidden_act)}")
     common = {
-        "activation": ACTIVATIONS.get(activation, activation),
+        "activation": ACTIVATIONS[activation],
         "residual": True,
         "projection": True,
         "head_bias": False,

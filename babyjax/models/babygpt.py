@@ -49,27 +49,28 @@ def make_norm(config: BabyGPTConfig) -> Norm:
     return Norm(config.n_embd, config.norm_eps, centered=layer, bias=layer and config.bias)
 
 
+def make_projection(config: BabyGPTConfig, width: int, key: Key[Array, ""]) -> Linear | None:
+    """The layer from `width` features back to the residual, None if the config has none."""
+    std = initial_std(config, into_residual=True)
+    return Linear(width, config.n_embd, bias=config.bias, std=std, key=key) if config.projection else None
+
+
 class Attention(nnx.Module):
     """Causal attention with H heads of queries and G heads of keys and values."""
 
     def __init__(self, config: BabyGPTConfig, key: Key[Array, ""]):
         keys, size = jax.random.split(key, 4), config.head_width
         into = partial(Linear, config.n_embd, bias=config.qkv_bias, std=initial_std(config))
-        out_std = initial_std(config, into_residual=True)
         self.config = config
         self.query = into(config.attention_width, key=keys[0])
         self.key = into(config.kv_heads * size, key=keys[1])
         self.value = into(config.kv_heads * size, key=keys[2])
         self.query_norm = Norm(size, config.norm_eps) if config.qk_norm else None
         self.key_norm = Norm(size, config.norm_eps) if config.qk_norm else None
-        self.projection = (
-            Linear(config.attention_width, config.n_embd, bias=config.bias, std=out_std, key=keys[3])
-            if config.projection
-            else None
-        )
+        self.projection = make_projection(config, config.attention_width, keys[3])
 
     def __call__(
-        self, x: Float[Array, "B T D"], key: Key[Array, ""] | None, cache: KeyValueCache | None, tap: Tap = _pass
+        self, x: Float[Array, "B T D"], key: Key[Array, ""] | None, cache: KeyValueCache | None, tap: Tap
     ) -> tuple[Float[Array, "B T D"], KeyValueCache | None]:
         config, (batch, length, _) = self.config, x.shape
         q, k, v = (
@@ -98,17 +99,12 @@ class FeedForward(nnx.Module):
     def __init__(self, config: BabyGPTConfig, key: Key[Array, ""]):
         in_key, out_key = jax.random.split(key)
         into = partial(Linear, config.n_embd, config.hidden_width, bias=config.bias, std=initial_std(config))
-        out_std = initial_std(config, into_residual=True)
         self.config = config
         self.hidden = into(key=in_key)
         self.gate = into(key=jax.random.fold_in(key, 2)) if config.gated else None
-        self.projection = (
-            Linear(config.hidden_width, config.n_embd, bias=config.bias, std=out_std, key=out_key)
-            if config.projection
-            else None
-        )
+        self.projection = make_projection(config, config.hidden_width, out_key)
 
-    def __call__(self, x: Float[Array, "B T D"], tap: Tap = _pass) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], tap: Tap) -> Float[Array, "B T D"]:
         activation = ACTIVATIONS[self.config.activation]
         if self.gate is None:
             y = activation(self.hidden(x))
@@ -263,7 +259,7 @@ class BabyGPT(LanguageModel):
         weights = sum(leaf.size for name, leaf in named_arrays(self).items() if name.endswith("kernel"))
         if self.config.tied:
             weights += self.vocab_size * self.config.n_embd
-        attention = 2 * self.config.n_layer * length * self.config.attention_width if self.config.n_layer else 0
+        attention = 2 * self.config.n_layer * length * self.config.attention_width
         return 2 * (weights + attention)
 
     @property

@@ -1,4 +1,5 @@
-"""The protocol of a language model. Every model of the ladder is a value of it; no caller asks which one it holds.
+"""The protocol of a language model. Every model of the ladder is a value of it. Training and sampling
+never ask which one they hold; only what some models alone can do does: cross-fitted mixing, counting on, export.
 
 A model is a Flax NNX module used as an immutable pytree: only plain `jax.jit`, `jax.grad` and `jax.vmap` act on it.
 """

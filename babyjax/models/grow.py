@@ -256,11 +256,8 @@ def _shared(kernel: Float[Array, "D E"], random: Float[Array, "mD E"]) -> Float[
 
 def _silent(block: Arrays) -> Arrays:
     """Change a block so that it adds nothing to its residual."""
-    quiet = "projection" if BACK + "kernel" in block else (VALUE, "feed_forward/")
-    return {
-        name: 0 * array if (quiet in name if isinstance(quiet, str) else name.startswith(quiet)) else array
-        for name, array in block.items()
-    }
+    quiet = (BACK, UNITS_BACK) if BACK + "kernel" in block else (VALUE, "feed_forward/")
+    return {name: 0 * array if name.startswith(quiet) else array for name, array in block.items()}
 
 
 def _grown_block(config: BabyGPTConfig, new_config: BabyGPTConfig, old: Arrays, new: Arrays) -> Arrays:

@@ -17,7 +17,7 @@ from babyjax.models import ops
 class Embedding(nnx.Module):
     """One vector per token or position, from N(0, std^2)."""
 
-    def __init__(self, rows: int, features: int, std: float = 1.0, *, key: Key[Array, ""]):
+    def __init__(self, rows: int, features: int, std: float, *, key: Key[Array, ""]):
         self.embedding = nnx.Param(std * jax.random.normal(key, (rows, features)))
 
     def __call__(self, tokens: Int[Array, "*shape"]) -> Float[Array, "*shape D"]:
@@ -25,17 +25,9 @@ class Embedding(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`, both uniform in +-1/sqrt(features_in) without `std`."""
+    """`x @ kernel + bias`, from N(0, std^2) and zero, or both uniform in +-1/sqrt(features_in) if `std` is None."""
 
-    def __init__(
-        self,
-        features_in: int,
-        features_out: int,
-        *,
-        bias: bool = True,
-        std: float | None = None,
-        key: Key[Array, ""],
-    ):
+    def __init__(self, features_in: int, features_out: int, *, bias: bool, std: float | None, key: Key[Array, ""]):
         bound = max(features_in, 1) ** -0.5
         kernel_key, bias_key = jax.random.split(key)
         if std is None:

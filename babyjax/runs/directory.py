@@ -1,8 +1,8 @@
 """Reading a run directory: everything a run is, in one folder, so that sampling and evaluation need only its path.
 
-run.json (the manifest), config.yaml (the options that were given), tokenizer.json, corpus.txt, metrics.jsonl and
-steps/N; a mixture also has parts.json, the configs of the runs that were mixed. A folder is a run if it has a manifest
-of ours; no other is ever written to, and only what the manifest lists is ever removed.
+run.json (the manifest), config.yaml (the fewest options that give its configuration), tokenizer.json, corpus.txt,
+metrics.jsonl and steps/N; a mixture also has parts.json, the configs of the runs that were mixed. A folder is a run if
+it has a manifest of ours; no other is ever written to, and only what the manifest lists is ever removed.
 """
 
 import json
@@ -14,7 +14,7 @@ import jax
 
 from babyjax.config import BabyGPTConfig, Config, MixtureConfig
 from babyjax.data.corpus import Corpus, decode_text
-from babyjax.data.prepared import PreparedCorpus, Progress, is_prepared, load_file, open_prepared
+from babyjax.data.prepared import PreparedCorpus, Progress, is_prepared, load_file, open_prepared, silent
 from babyjax.data.tokenizer import Tokenizer, tokenizer_from_json
 from babyjax.errors import CheckpointError, ConfigError, DataError, RunError
 from babyjax.files import LOCK, is_temporary, user_path
@@ -123,7 +123,7 @@ class LoadedRun(NamedTuple):
     manifest: Manifest
     parts: tuple[Config, ...] = ()  # of a mixture
 
-    def corpus(self, path: str | None = None, progress: Progress = lambda what, share: None) -> Corpus | PreparedCorpus:
+    def corpus(self, path: str | None = None, progress: Progress = silent) -> Corpus | PreparedCorpus:
         """Return the corpus it was trained on: its own copy, or from where it was, or is now: `path`.
 
         Raises: RunError if it was changed or is not there, or the model was not trained here.
@@ -156,7 +156,7 @@ class LoadedRun(NamedTuple):
             raise RunError(f"the corpus of {self.folder} cannot be read: {error}{remedy}") from None
         return corpus
 
-    def read(self, path: str, progress: Progress = lambda what, share: None) -> Corpus | PreparedCorpus:
+    def read(self, path: str, progress: Progress = silent) -> Corpus | PreparedCorpus:
         """Read another text, to be encoded with the tokenizer of this run. Raises: DataError if it cannot be read."""
         if is_prepared(path):
             corpus = open_prepared(path)

@@ -124,12 +124,10 @@ class Run:
         removed = [each.step for each in found.checkpoints if each.step not in saved]
         self._manifest = fresh.replace(pending=[*found.pending, *removed])
 
-    def _compare(self, found: Manifest) -> None:
-        differing = differences(self._config, saved_config(self.folder, found))
-        ours, theirs = self._manifest, found
+    def _compare(self, theirs: Manifest) -> None:
+        differing, ours = differences(self._config, saved_config(self.folder, theirs)), self._manifest
         if not differing and ours.corpus.sha256 != theirs.corpus.sha256:
-            short = [manifest.corpus.sha256[:12] for manifest in (theirs, ours)]
-            differing = ["the corpus has sha256 {} there, {} here".format(*short)]
+            differing = [f"the corpus has sha256 {theirs.corpus.sha256[:12]} there, {ours.corpus.sha256[:12]} here"]
         for name, what in (
             ("tokenizer.json", "the tokenizer is another"),
             (PARTS, "the runs that are mixed were trained anew"),

@@ -1,18 +1,16 @@
 """Training on pair counts: the exact loss of BabyGPT v1, to a tolerance."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from babyjax.config import BabyGPTConfig, CountsConfig
 from babyjax.counts.fit import CountsProblem, Position, plan_choice, plan_restarts
 from babyjax.counts.pairs import PairCounts
-from babyjax.evaluation.losses import Nats
-from babyjax.models.base import LanguageModel
 from babyjax.text import duration
 from babyjax.training.devices import require_memory
-from babyjax.training.events import Event, State
+from babyjax.training.events import Evaluate, Event, State
 
 
 class ExactTrainer:
@@ -26,7 +24,7 @@ class ExactTrainer:
         model: BabyGPTConfig,
         options: CountsConfig,
         seed: int,
-        evaluate: Callable[[LanguageModel], dict[str, Nats]],
+        evaluate: Evaluate,
     ):
         self._pairs, self._options, self._evaluate = pairs, options, evaluate
         smoothing = 1 / pairs.vocab_size if options.smoothing is None else options.smoothing
@@ -54,7 +52,7 @@ class ExactTrainer:
         if problem.done(state.rest):
             return
         alone = not problem.second_order and self._options.starts > 1
-        note = "the vocabulary is large: one start, from the SVD" if alone else ""
+        note = "too large for second order: one start, from the SVD" if alone else ""
         yield Event(first, state, np.empty(0), 0.0, note=note)
         best, losses = problem.best(state.rest), {}
         began = clock = time.perf_counter()

@@ -95,7 +95,7 @@ def test_a_large_vocabulary_has_one_start_and_says_so(monkeypatch):
     monkeypatch.setattr(fit_module, "DENSE_BLOCKS", 0)
     counts = trainer(starts=3)
     first, *events = counts.run(counts.init())
-    assert first.note == "the vocabulary is large: one start, from the SVD"
+    assert first.note == "too large for second order: one start, from the SVD"
     assert sum(event.milestone for event in events) == 1
 
 
