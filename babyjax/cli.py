@@ -150,16 +150,17 @@ def describe(options: Options) -> str:
 
 
 def prepare_jax() -> None:
-    """Start JAX. Compiled programs are kept in the user's cache folder, or where JAX was told to.
+    """Start JAX. On a CPU random bits are compiled without a loop. Compiled programs are kept in the user's cache
+    folder, or where JAX was told to.
 
     Raises: BabyjaxError if there is no device.
     """
     import absl.logging
     import jax
 
-    from babyjax.threefry import write_out_rounds
+    from babyjax.threefry import unroll_threefry
 
-    write_out_rounds()
+    unroll_threefry()
     if not jax.config.values["jax_compilation_cache_dir"] and (folder := user_cache()):
         jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

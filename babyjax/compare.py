@@ -88,7 +88,8 @@ def compare(paths: Sequence[str], config: CompareConfig, progress: Callable[[str
     has scored counts. The intervals of several comparisons hold together (Bonferroni). For a picture the result also
     has losses by length of the context.
 
-    Raises: ConfigError if fewer than two or too many are given, RunError if they cannot be compared.
+    Raises: ConfigError if fewer than two or too many are given, RunError if they cannot be compared,
+    DataError if the text cannot be read.
     """
     if not 2 <= len(paths) <= len(LETTERS):
         raise ConfigError(f"name 2 to {len(LETTERS)} runs to compare, not {len(paths)}: babyjax compare RUN RUN")
@@ -120,6 +121,7 @@ def _member(
     def evaluating(split: str, share: float) -> None:
         progress(f"evaluating {folder}", share)
 
+    evaluating("val", 0.0)  # loading and compiling come before the first share
     run, stride = babyjax.load_run(folder, config.step), config.stride
     key = (run.tokenizer.to_json(), None if config.text else run.manifest.corpus.sha256)
     if key not in texts:

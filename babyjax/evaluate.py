@@ -49,8 +49,8 @@ def evaluate(
     first of each split, and of the n-gram: arrays "val", "val_ngram", "val_adaptive" and so on, in nats. With `verify`
     the result also has a `babyjax.Verification` of the validation split, which `format=json` prints as a dictionary.
 
-    Raises: ConfigError if an option does not fit the model, RunError if the text cannot be read, BabyjaxError if the
-    file cannot be written.
+    Raises: ConfigError if an option does not fit the model, RunError or DataError if the text cannot be read,
+    BabyjaxError if the file cannot be written.
     """
     split, stride, text = config.split, config.stride, config.text
     model, byte_lengths, vocab_size = run.model, run.tokenizer.byte_lengths, run.tokenizer.vocab_size

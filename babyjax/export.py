@@ -46,7 +46,7 @@ def export(
 ) -> Path:
     """Write the model of a run for other programs and return the path. `format` is "hf" or "arpa", None by model.
 
-    `progress` is told what of a large text is done.
+    `progress(what, share)` is called while a large corpus is read.
 
     Raises: ConfigError if the format has no such model, RunError if the run cannot be read, BabyjaxError if the files
     cannot be written.

@@ -116,7 +116,7 @@ def user_cache() -> Path | None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Return whether `path` is named as what `replace_file` and `new_folder` make for a while."""
+    """Return whether `path` has the name of a temporary file or folder, of `replace_file` or `new_folder`."""
     return path.name.startswith(TEMPORARY)
 
 

@@ -19,9 +19,9 @@ import pytest
 
 from babyjax.cli import run_command
 from babyjax.data.corpus import Corpus, read_corpus
-from babyjax.threefry import write_out_rounds
+from babyjax.threefry import unroll_threefry
 
-write_out_rounds()  # as every command does
+unroll_threefry()  # as every command does
 
 hypothesis.settings.register_profile("babyjax", deadline=None, max_examples=6, derandomize=True)
 hypothesis.settings.register_profile("thorough", hypothesis.settings.get_profile("babyjax"), max_examples=30)

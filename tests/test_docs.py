@@ -11,7 +11,7 @@ import pytest
 
 from babyjax.compare import CompareConfig
 from babyjax.evaluate import EvaluateConfig
-from babyjax.options import load_config, parse_arguments, read_options
+from babyjax.options import all_arguments, load_config, read_options
 from babyjax.recipes import PRESETS, expand
 from babyjax.sample import SampleConfig
 from babyjax.sweep import combinations, config_of
@@ -106,7 +106,7 @@ def test_commands_have_options_that_exist():
             case "train":
                 load_config(arguments)
             case "sweep":
-                given = parse_arguments(arguments)
+                given = all_arguments(arguments)
                 for chosen in combinations(given) if given else ():
                     config_of(given, chosen)
             case "compare":

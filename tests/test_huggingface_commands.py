@@ -11,6 +11,8 @@ import pytest
 from ladder import filled, small
 
 import babyjax
+from babyjax.data.prepared import silent
+from babyjax.export import export
 from babyjax.train import main as train
 
 pytest.importorskip("safetensors")
@@ -36,6 +38,18 @@ def run(call, tmp_path, trained):
     """A trained run with its text, in an empty folder."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path / "run"
+
+
+def test_an_export_tells_how_much_of_the_corpus_is_read(run, monkeypatch):
+    read, told = babyjax.LoadedRun.corpus, []
+
+    def corpus(self, path=None, progress=silent):
+        progress("reading", 0.5)
+        return read(self, path, progress)
+
+    monkeypatch.setattr(babyjax.LoadedRun, "corpus", corpus)
+    export(str(run), progress=lambda what, share: told.append((what, share)))
+    assert told == [("reading", 0.5)]
 
 
 def test_a_run_is_exported_imported_sampled_evaluated_and_trained_on(call, run):

@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from babyjax import processes
 from babyjax.data.corpus import load_corpus
+from babyjax.data.prepared import prepare_corpus
 from babyjax.errors import ConfigError
 from babyjax.native_output import ENDED, FATAL, GLOO, LINES, LOST, MISSED
 from babyjax.options import config_to_dict, load_config
@@ -27,7 +28,7 @@ from experiments.processes.__main__ import HERE, OPTIONS, furthest, losses_of, s
 STEPS = 30
 # Without a schedule one compiled program serves runs of any number of steps.
 CONSTANT = ["optimizer.schedule=constant", "optimizer.warmup_steps=0"]
-# Nothing but the losses depends on what a network computes, so most runs have one that compiles at once.
+# Most tests do not depend on what a network computes, so theirs compiles at once.
 SMALL = ["model=babygpt-v2-position", "model.n_embd=256", "train.batch_size=16", "optimizer.learning_rate=1e-3"]
 TEXT = ["data=synthetic", "data.length=20000"]
 SAVED = [f"train.steps={STEPS}", "train.eval_interval=10", "checkpoint.interval=10", "train.eval_tokens=500"]
@@ -121,15 +122,7 @@ def together():
 @pytest.mark.slow
 def test_each_process_reads_its_own_windows_from_a_file(tmp_path):
     (tmp_path / "text.txt").write_text(load_corpus("synthetic", length=20000).text, encoding="utf-8")
-    prepare = [
-        sys.executable,
-        "-m",
-        "babyjax",
-        "prepare",
-        f"data.path={tmp_path / 'text.txt'}",
-        f"out={tmp_path / 'text'}",
-    ]
-    subprocess.run(prepare, capture_output=True, check=True)
+    prepare_corpus(tmp_path / "text", str(tmp_path / "text.txt"))
     arguments = [each for each in RUN if not each.startswith("data")] + [f"data.path={tmp_path / 'text'}"]
     for number, program in ((1, ("-m", "babyjax", "train")), (2, ("-c", FROM_FILE))):
         for status, _, errors in finish(
@@ -179,6 +172,10 @@ def test_a_lost_process_ends_the_other_with_one_sentence_and_the_run_goes_on_any
     assert max(each.step for each in read_manifest(run).checkpoints) < STEPS
     for devices in (1, 8):
         shutil.copytree(run, tmp_path / str(devices))
+
+    ours, theirs = (json.loads((each / "result.json").read_text())["losses"]["val"] for each in (together, alone))
+    assert ours["tokens"] == theirs["tokens"]
+    assert ours["nats_per_token"] == pytest.approx(theirs["nats_per_token"], rel=1e-5)
 
     # The same command continues it, to the byte.
     assert [status for status, _, _ in finish(start(2, 4, arguments))] == [0, 0]
@@ -245,7 +242,7 @@ from babyjax.cli import run_command
 from babyjax.runs import run
 from babyjax.train import help_text, main
 
-processes.SILENCE_SECONDS = 10  # the first may have to wait for it
+processes.SILENCE_SECONDS = 10  # process 0 may notice a lost process only after these
 
 def begin_writing(path, arrays, real=run.begin_writing):
     if path.name == "20":

@@ -255,6 +255,13 @@ def test_moved_between_devices(tmp_path, legs):
         np.testing.assert_allclose(array, one[name], rtol=1e-3, atol=1e-5)
 
 
+FULL = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+runpy.run_module("babyjax.train", run_name="__main__")
+"""
+
+
 @contextmanager
 def files_of_at_most(size: int):
     """Let the kernel refuse to write beyond `size` bytes of a file, as on a full disk."""
@@ -288,5 +295,10 @@ def test_a_full_disk_ends_in_one_sentence_and_keeps_earlier_steps(call, tmp_path
     for size in (0, 100, 1500, metrics + 30, manifest + 30):  # not even the small files can be written
         assert error_at(size).startswith("error: cannot write")
         assert babyjax.load_run(tmp_path / "here").step == 10
+    # In a process of its own nothing is compiled yet, and threads and exit handlers end with it.
+    program = [sys.executable, "-c", FULL, *options, "train.steps=20"]
+    ended = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
+    assert ended.stderr.startswith("error: cannot write")
     assert call("train", *options, "train.steps=20")[0] == 0
     assert babyjax.load_run(tmp_path / "here").step == 20

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -386,8 +387,14 @@ def test_a_sweep_finds_the_best_and_trains_it_with_seeds(call):
 
 
 def test_models_of_other_kinds_are_swept_together(call):
-    status, out, err = call("sweep", "model=bigram,babygpt", *SYNTHETIC, "train.steps=5", "run_dir=here")
+    """Their options are read once, so they may come from a pipe."""
+    read, write = os.pipe()
+    os.write(write, b"train: {steps: 5}")
+    os.close(write)
+    status, out, err = call("sweep", "model=bigram,babygpt", *SYNTHETIC, f"config=/dev/fd/{read}", "run_dir=here")
+    os.close(read)
     assert (status, err) == (0, "")
+    assert babyjax.load_run("here/trials/model=babygpt").step == 5
     assert "best      model=bigram" in out
     assert "over 1 seeds" not in out
 

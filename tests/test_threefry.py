@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -16,10 +17,10 @@ DRAWS = """
 import hashlib, sys
 import jax
 import numpy as np
-from babyjax.threefry import write_out_rounds
+from babyjax.threefry import unroll_threefry
 
-if sys.argv[1] == "written out":
-    write_out_rounds()
+if sys.argv[1] == "unrolled":
+    unroll_threefry()
 
 @jax.jit
 def draw(key):
@@ -39,18 +40,20 @@ def test_words_are_those_that_were_published(key, counter, result):
     assert tuple(map(int, words)) == result
 
 
+def run(*arguments: str) -> str:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
 def test_what_is_drawn_is_the_same_without_a_loop():
-    ran = [
-        subprocess.run([sys.executable, "-c", DRAWS, how], capture_output=True, text=True, check=True).stdout.split()
-        for how in ("written out", "as it is")
-    ]
-    assert ran[0][0] == ran[1][0]
-    assert [loops for _, loops in ran] == ["False", "True"]
+    (ours, our_loop), (jax, its_loop) = (run(DRAWS, how).split() for how in ("unrolled", "as it is"))
+    assert ours == jax
+    assert (our_loop, its_loop) == ("False", "True")
 
 
 def test_commands_draw_without_a_loop():
-    script = "import jax; from babyjax.cli import prepare_jax; prepare_jax(); "
-    script += "print(jax.jit(jax.random.bits).lower(jax.random.key(0)).as_text())"
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "module" in ran.stdout
-    assert "while" not in ran.stdout
+    lower = "print(jax.jit(jax.random.bits).lower(jax.random.key(0)).as_text())"
+    lowered = run(f"import jax; from babyjax.cli import prepare_jax; prepare_jax(); {lower}")
+    assert "module" in lowered
+    assert "while" not in lowered

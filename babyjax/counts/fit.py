@@ -1,10 +1,10 @@
 """BabyGPT v1 fitted to the pair counts of its corpus: the exact loss to a tolerance, whatever the length of the corpus.
 
 A fit is a list of restarts, one descent each: from the weighted SVD of the log counts, from random factors, from near
-the best so far. If V x V and V n_embd^2 are small, a restart begins with L-BFGS and ends with
-Levenberg-Marquardt steps, to the tolerance; if only V x V is, it is L-BFGS alone. With a large vocabulary there is one
-descent, by Adam and then by L-BFGS. The position of a fit is a pytree
-of NumPy arrays: saved and loaded, the fit goes on as if it had never stopped.
+the best so far. If V x V and V * n_embd^2 are small, a restart begins with L-BFGS and ends with Levenberg-Marquardt
+steps, to the tolerance. If only V x V is small, L-BFGS does the whole descent. With a large vocabulary there is one
+descent, by Adam and then by L-BFGS. The position of a fit is a pytree of NumPy arrays: saved and loaded, the fit goes
+on as if it had never stopped.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -107,9 +107,9 @@ def dual_bound(
 class CountsProblem:
     """The exact objective of a BabyGPT of width `n_embd` on the training split of `pairs`, and how to lower it.
 
-    A restart ends when a step predicts less than `tolerance` nats (default: by method). The best restart is the one
-    with the least `score` of its model (default: its objective). Without the second order there are no restarts from
-    random factors or near the best; with a large vocabulary there is one restart for each objective.
+    A restart ends when a step predicts less than `tolerance` nats (default: by the precision of the softmax). The best
+    restart is the one with the least `score` of its model (default: its objective). Without the second order there are
+    no restarts from random factors or near the best; with a large vocabulary there is one restart for each objective.
 
     Raises: ConfigError if there is nothing to fit or a restart is invalid.
     """

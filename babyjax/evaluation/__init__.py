@@ -1,1 +1,1 @@
-"""Losses of a model, exact, by sliding windows or adaptive; whether they can be trusted, and which of two is better."""
+"""Losses of a model (exact, by sliding windows, adaptive), their verification, and comparisons of models."""

@@ -259,7 +259,7 @@ class ContextEvaluator:
 
     def token_knowledge(self, model: LanguageModel, name: str) -> Float[np.ndarray, "T 3"]:
         """Return the model's `knowledge` before every token of a split but the first."""
-        scores = self._score(model, name, lambda split, fraction: None, _token_knowledge)
+        scores = self._score(model, name, silent, _token_knowledge)
         return np.concatenate([knowledge[scored] for knowledge, _, scored in scores]).astype(np.float64)
 
 

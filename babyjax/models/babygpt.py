@@ -50,7 +50,7 @@ def make_norm(config: BabyGPTConfig) -> Norm:
 
 
 def make_projection(config: BabyGPTConfig, width: int, key: Key[Array, ""]) -> Linear | None:
-    """The layer from `width` features back to the residual, None if the config has none."""
+    """Return the layer from `width` features back to the residual, None if the config has none."""
     std = initial_std(config, into_residual=True)
     return Linear(width, config.n_embd, bias=config.bias, std=std, key=key) if config.projection else None
 

@@ -1,5 +1,7 @@
-"""The protocol of a language model. Every model of the ladder is a value of it. Training and sampling
-never ask which one they hold; only what some models alone can do does: cross-fitted mixing, counting on, export.
+"""The protocol of a language model, which every model of the ladder follows.
+
+Training steps and sampling do not depend on the class of a model. Evaluating mixtures, adaptive evaluation, growing,
+the loss decomposition and export do.
 
 A model is a Flax NNX module used as an immutable pytree: only plain `jax.jit`, `jax.grad` and `jax.vmap` act on it.
 """

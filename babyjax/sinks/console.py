@@ -86,7 +86,7 @@ class Screen:
 
     @contextmanager
     def status(self, text: str) -> Iterator[Callable[..., None]]:
-        """Show a text on a terminal for as long as this lasts. Yields what changes it: `update(text, share=None)`."""
+        """Show a text on a terminal while the block runs. Yields `update(text, share=None)`, which changes it."""
         if self.is_terminal:
             with self._console.status(text) as status:
                 yield lambda text, share=None: status.update(text if share is None else f"{text}: {share:.0%}")
@@ -145,7 +145,7 @@ class ConsoleSink:
             self._shown, self._first = now, self._first or (event.step, now)
 
     def _remaining(self, event: Event, now: float) -> str:
-        """Say how long the rest takes. The first evaluation is compiled, so before its row only the steps count."""
+        """Return the time left. At the first row it counts steps only, because the first evaluation is compiled."""
         if self._total is None or event.last or self._screen.is_terminal:
             return ""
         step, seconds = self._step, self._trained

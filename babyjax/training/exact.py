@@ -52,7 +52,7 @@ class ExactTrainer:
         if problem.done(state.rest):
             return
         alone = not problem.second_order and self._options.starts > 1
-        note = "too large for second order: one start, from the SVD" if alone else ""
+        note = "too large for Levenberg-Marquardt steps: one start, from the SVD" if alone else ""
         yield Event(first, state, np.empty(0), 0.0, note=note)
         best, losses = problem.best(state.rest), {}
         began = clock = time.perf_counter()

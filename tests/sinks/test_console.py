@@ -103,6 +103,7 @@ def test_a_terminal_that_goes_away_while_a_bar_is_drawn_is_survived(monkeypatch)
         assert screen.is_terminal
         with screen.status("compiling") as update:
             update("compiling more", 0.5)
+        assert b"compiling more: 50%" in os.read(master, 1 << 16)
         sink = ConsoleSink(screen, entropy=1.5, step=0, total=100)
         sink(event_of(0))
         sink(event_of(10, 2.0, milestone=True))

@@ -91,11 +91,11 @@ def test_validation_chooses(choose):
     assert EVALUATE(last.state.model)["val"].per_token == pytest.approx(float(last.state.rest.best_score), abs=1e-6)
 
 
-def test_a_large_vocabulary_has_one_start_and_says_so(monkeypatch):
+def test_a_fit_without_second_order_has_one_start_and_says_so(monkeypatch):
     monkeypatch.setattr(fit_module, "DENSE_BLOCKS", 0)
     counts = trainer(starts=3)
     first, *events = counts.run(counts.init())
-    assert first.note == "too large for second order: one start, from the SVD"
+    assert first.note == "too large for Levenberg-Marquardt steps: one start, from the SVD"
     assert sum(event.milestone for event in events) == 1
 
 
