@@ -114,7 +114,9 @@ def load_task(
 ) -> Task:
     """Load the corpus of a config, tokenize, split and count it.
 
-    A given `corpus` or `tokenizer` replaces that of the config. `progress` is told what of a large text is done.
+    A given `corpus` or `tokenizer` replaces that of the config. `progress(what, share)` is called while a large text is
+    read.
+
     Raises: DataError, also if a prepared corpus has another tokenizer, or ConfigError for sizes.
     """
     corpus = corpus or load_corpus_of(config.data, config.choices.data, progress)

@@ -25,7 +25,10 @@ class Embedding(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`, from N(0, std^2) and zero, or both uniform in +-1/sqrt(features_in) if `std` is None."""
+    """`x @ kernel + bias`.
+
+    The kernel is from N(0, std^2) and the bias 0, or both are uniform in +-1/sqrt(features_in) if `std` is None.
+    """
 
     def __init__(self, features_in: int, features_out: int, *, bias: bool, std: float | None, key: Key[Array, ""]):
         bound = max(features_in, 1) ** -0.5

@@ -121,7 +121,7 @@ class ConsoleSink:
 
     def __init__(self, screen: Screen, entropy: float, step: int, total: int | None):
         self._screen, self._entropy, self._step, self._total = screen, entropy, step, total
-        self._shown: float | None = None  # when the last row was
+        self._shown = float("-inf")  # when the last row was
         self._first: tuple[int, float] | None = None  # the step of the first row, and when it was
         self._trained = 0.0  # seconds of steps
         self._update: Callable[..., None] | None = None
@@ -138,7 +138,7 @@ class ConsoleSink:
         self._update(completed=event.step, description=f"{loss}{event.note}")
         self._trained += event.seconds
         now = time.monotonic()
-        if event.losses and (event.milestone or event.last or self._shown is None or now - self._shown > 1):
+        if event.losses and (event.milestone or event.last or now - self._shown > 1):
             train, val = event.losses["train"].per_token, event.losses["val"].per_token
             row = f"{event.step:8,} {train:8.4f} {val:8.4f} {train - self._entropy:14.4f}  {event.note}"
             self._screen.say(row + self._remaining(event, now))
