@@ -111,11 +111,10 @@ def evaluate(
         "splits": splits,
     }
     if config.verify:
-        from babyjax.evaluation.evaluator import VerifyOptions, verify_model
+        from babyjax.evaluation.evaluator import verify_model
 
         result["verification"] = verify_model(
             model,
-            VerifyOptions.of([each.model for each in (run.config, *run.parts)]),
             tokens,
             byte_lengths,
             corpus.bytes - babyjax.bytes_of(tokens.train, byte_lengths),  # what the training tokens leave

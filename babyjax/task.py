@@ -18,7 +18,7 @@ from babyjax.data.corpus import Corpus, load_corpus
 from babyjax.data.prepared import PreparedCorpus, Progress, load_file, silent
 from babyjax.data.tokenizer import Tokenizer, make_tokenizer
 from babyjax.errors import ConfigError, RunError
-from babyjax.evaluation.evaluator import Evaluator, VerifyOptions, make_evaluator, verify_sample
+from babyjax.evaluation.evaluator import Evaluator, make_evaluator, verify_sample
 from babyjax.evaluation.mixing import MixtureEvaluator
 from babyjax.evaluation.verify import Verification
 from babyjax.files import user_path
@@ -132,8 +132,7 @@ def load_task(
     initialize = partial(make_model, config.model, tokenizer.vocab_size, parts=models)
     model = jax.eval_shape(initialize, jax.random.key(0))
     evaluate = make_evaluator(model, pairs, split, tokenizer.byte_lengths, tokens=tokens)
-    options = VerifyOptions.of([config.model, *(part.config.model for part in parts)])
-    verify = partial(verify_sample, options=options, split=split, byte_lengths=tokenizer.byte_lengths)
+    verify = partial(verify_sample, split=split, byte_lengths=tokenizer.byte_lengths)
     sampled = model.max_length is not None and tokens is not None
     return Task(corpus, tokenizer, split, pairs, model, initialize, evaluate, verify, sampled, parts)
 

@@ -159,7 +159,6 @@ def _decompose(
     received: list[int],
 ) -> None:
     """Say where the loss of a finished run of v1 comes from, and write it to the run."""
-    assert isinstance(model, babyjax.BabyGPT)
     with screen.status("loss decomposition: fitting the best network of this width; Ctrl-C skips it"):
         terms = babyjax.decompose(task.pairs, model, task.evaluate(model), lambda: bool(received))
     if terms is None:

@@ -7,7 +7,7 @@ from babyjax.counts.factors import factors_of
 from babyjax.counts.fit import CountsProblem, Restart, plan_restarts
 from babyjax.counts.pairs import PairCounts
 from babyjax.evaluation.losses import Nats
-from babyjax.models.babygpt import BabyGPT
+from babyjax.models.base import LanguageModel
 
 RESTARTS = 3
 
@@ -26,11 +26,13 @@ class Decomposition(NamedTuple):
 
 
 def decompose(
-    pairs: PairCounts, model: BabyGPT, losses: dict[str, Nats], stopping: Callable[[], bool] = lambda: False
+    pairs: PairCounts, model: LanguageModel, losses: dict[str, Nats], stopping: Callable[[], bool] = lambda: False
 ) -> Decomposition | None:
     """Decompose the exact `losses` of v1 on the splits of `pairs`. Returns None if `stopping()` before the end.
 
     The search for the best network of this width starts from `model` and elsewhere, so the best is never worse.
+
+    Raises: ConfigError if the model is not v1.
     """
     entropy = pairs.entropy("train")
     train = max(losses["train"].per_token, entropy)  # in float32 it may miss the entropy by a last digit

@@ -10,7 +10,10 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import aslinearoperator, svds
 
 from babyjax.counts.pairs import DENSE_VOCAB, PairCounts
+from babyjax.errors import ConfigError
 from babyjax.models.babygpt import BabyGPT
+from babyjax.models.base import LanguageModel
+from babyjax.trees import named_arrays
 
 # As shares of all counts, so that a fit does not depend on how often a corpus is repeated: what the first guess adds
 # to every row of counts, spread as the unigram distribution, and the least weight of a token.
@@ -45,12 +48,13 @@ class Factors(NamedTuple):
         return BabyGPT.from_parameters(embedding, head.T, bias)
 
 
-def factors_of(model: BabyGPT) -> Factors:
-    """Return the factors of a v1 network, on the host in float64."""
-    head = model.lm_head
-    assert head is not None, "v1 has a head of its own"
-    parts = model.token_embedding.embedding[...], head.kernel[...].T, None if head.bias is None else head.bias[...]
-    return jax.tree.map(np.float64, Factors(*parts))
+def factors_of(model: LanguageModel) -> Factors:
+    """Return the factors of a v1 network, on the host in float64. Raises: ConfigError if it has other parameters."""
+    arrays = {name: np.asarray(array, np.float64) for name, array in named_arrays(model).items()}
+    bias = arrays.pop("lm_head/bias", None)
+    if set(arrays) != {"token_embedding/embedding", "lm_head/kernel"}:
+        raise ConfigError("only BabyGPT v1 is a product of two factors")
+    return Factors(arrays["token_embedding/embedding"], arrays["lm_head/kernel"].T, bias)
 
 
 def balance(factors: Factors) -> Factors:

@@ -15,9 +15,8 @@ from babyjax.data.prepared import Progress, silent
 from babyjax.errors import ConfigError
 from babyjax.evaluation.mixing import MixtureEvaluator, cross_fitted
 from babyjax.models.base import LanguageModel
-from babyjax.models.bigram import Bigram
-from babyjax.models.mixture import Mixture, most_known
-from babyjax.models.ngram import NGram
+from babyjax.models.mixture import most_known
+from babyjax.trees import named_arrays
 
 TokenNats = Float[np.ndarray, " T"]
 Knowledge = Float[np.ndarray, "T 3"]
@@ -53,7 +52,7 @@ def adaptive_nats(
     losses. Raises: ConfigError if no part was counted.
     """
     require_counting(config, parts)
-    if isinstance(model, Mixture):
+    if model.parts:
         static = MixtureEvaluator(split, byte_lengths, stride)
 
         def of_part(config: Config, part: LanguageModel) -> tuple[TokenNats, Knowledge]:
@@ -63,20 +62,19 @@ def adaptive_nats(
             return windows.token_nats(part, "val", progress), windows.token_knowledge(part, "val")
 
         nats, knowledge = zip(*map(of_part, parts, model.parts), strict=True)
-        return cross_fitted(np.stack(nats, axis=1), most_known(knowledge), len(model.gate[...]))
+        return cross_fitted(np.stack(nats, axis=1), most_known(knowledge), model.gate_size)
     return _counting_nats(config, model, split)[0]
 
 
 def _counting_nats(config: Config, model: LanguageModel, split: Split) -> tuple[TokenNats, Knowledge]:
     """Return the losses and the knowledge before each token."""
-    if isinstance(model, Bigram):
-        nats = bigram_nats(np.asarray(model.counts[...]), model.smoothing, split.val)
+    if isinstance(config.model, BigramConfig):
+        nats = bigram_nats(np.asarray(named_arrays(model)["counts"]), config.model.smoothing, split.val)
         return nats, np.zeros((len(nats), 3))
-    assert isinstance(model, NGram)
     assert isinstance(config.model, NGramConfig)
-    fitted = config.model.discounts == "fitted"
-    discounts = fit_discounts(split.train, model.vocab_size, model.order, adaptive=True)[0] if fitted else None
-    evidence = evidence_of(split.train, split.val, model.vocab_size, model.order, adaptive=True, discounts=discounts)
+    fitted, order = config.model.discounts == "fitted", model.context_length + 1
+    discounts = fit_discounts(split.train, model.vocab_size, order, adaptive=True)[0] if fitted else None
+    evidence = evidence_of(split.train, split.val, model.vocab_size, order, adaptive=True, discounts=discounts)
     return nats_at(evidence, model.vocab_size), knowledge_at(evidence)
 
 

@@ -1,13 +1,12 @@
 """The evaluator that fits a model, and the referee of its losses."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from babyjax.config import BabyGPTConfig, ModelConfig
 from babyjax.counts.pairs import PairCounts
 from babyjax.data.batches import Split, in_memory
 from babyjax.data.prepared import Progress, silent
@@ -15,7 +14,6 @@ from babyjax.evaluation.losses import ContextEvaluator, ExactEvaluator, Nats
 from babyjax.evaluation.mixing import MixtureEvaluator
 from babyjax.evaluation.verify import HELD, Verification, verify
 from babyjax.models.base import LanguageModel
-from babyjax.models.mixture import Mixture
 from babyjax.processes import on_host
 
 SAMPLED = 2048  # tokens, at most, that a finished run is verified on
@@ -43,7 +41,7 @@ def make_evaluator(
     It is exact for a model of one previous token. For any other it slides windows, `stride` apart, and with `tokens` it
     scores about that many of each split; a model that reads texts of any length is evaluated on every token.
     """
-    if isinstance(model, Mixture):
+    if model.parts:
         return MixtureEvaluator(split, byte_lengths, stride, tokens)
     if model.context_length == 1:
         return ExactEvaluator(pairs, byte_lengths)
@@ -59,31 +57,13 @@ def token_nats(
     progress: Progress = silent,
 ) -> Float[np.ndarray, " T"]:
     """Return -log p of every token of a split but the first, in nats, in windows as `make_evaluator` says."""
-    if isinstance(model, Mixture):
+    if model.parts:
         return MixtureEvaluator(split, byte_lengths, stride).token_nats(model, name, progress)
     return ContextEvaluator.for_model(model, split, byte_lengths, stride).token_nats(model, name, progress)
 
 
-class VerifyOptions(NamedTuple):
-    """The arguments of `verify` for a model: whether it returns logits, and how much rounding may change, in nats.
-
-    The rounding of bfloat16 depends on the shape of a batch: differences of 0.1 nats were seen.
-    """
-
-    logits: bool
-    tolerance: float
-
-    @classmethod
-    def of(cls, configs: Sequence[ModelConfig]) -> "VerifyOptions":
-        """Return those for a model of the first config; the other configs are of the parts of a mixture."""
-        rounded = any(isinstance(each, BabyGPTConfig) and each.dtype == "bfloat16" for each in configs)
-        logits = isinstance(configs[0], BabyGPTConfig)  # other models return log-probabilities
-        return cls(logits, tolerance=0.5 if rounded else 1e-3)
-
-
 def verify_model(
     model: LanguageModel,
-    options: VerifyOptions,
     split: Split,
     byte_lengths: Int[np.ndarray, " V"],
     size: int,
@@ -96,7 +76,6 @@ def verify_model(
     The losses of a mixture are cross-fitted, so they are those of no single model, and are not compared.
     """
     windows = ContextEvaluator.for_model(model, split, byte_lengths, stride)
-    mixed = isinstance(model, Mixture)
     verification = verify(
         lambda tokens: _predict(model, tokens),
         split.val,
@@ -104,20 +83,18 @@ def verify_model(
         stride=windows.stride,
         byte_lengths=byte_lengths,
         text=size,
-        nats=None if mixed else nats,
+        nats=None if model.parts else nats,
         progress=progress,
-        **options._asdict(),
+        **_options(model),
     )
-    if not mixed:
+    if not model.parts:
         return verification
     detail = "the mixture read here has weights fitted to this split; the losses above are cross-fitted"
     checks = (check._replace(detail=detail) if check.name == "losses" else check for check in verification.checks)
     return verification._replace(checks=tuple(checks))
 
 
-def verify_sample(
-    model: LanguageModel, options: VerifyOptions, split: Split, byte_lengths: Int[np.ndarray, " V"]
-) -> Verification:
+def verify_sample(model: LanguageModel, split: Split, byte_lengths: Int[np.ndarray, " V"]) -> Verification:
     """Verify a model on the first windows of the validation split, shorter ones if its vocabulary is large.
 
     Everything is read in one shape, so that one program is compiled. Every process takes part.
@@ -133,11 +110,16 @@ def verify_sample(
         block_size=block_size,
         byte_lengths=byte_lengths,
         nats=None
-        if isinstance(model, Mixture)
+        if model.parts
         else ContextEvaluator(Split(tokens, tokens), byte_lengths, block_size).token_nats(model, "val"),
         one_shape=True,
-        **options._asdict(),
+        **_options(model),
     )
+
+
+def _options(model: LanguageModel) -> dict[str, Any]:
+    """The rounding of bfloat16 depends on the shape of a batch: differences of 0.1 nats were seen."""
+    return {"logits": not model.normalized, "tolerance": 0.5 if model.rounded else 1e-3}
 
 
 @jax.jit

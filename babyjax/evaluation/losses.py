@@ -21,8 +21,9 @@ from babyjax.errors import ConfigError
 from babyjax.models.base import LanguageModel
 from babyjax.processes import on_host, place
 
-# Logits held at once by the exact evaluation; logits and tokens held at once by the sliding windows.
-EXACT_LOGITS, WINDOW_LOGITS, WINDOW_TOKENS = 1 << 22, 1 << 24, 1 << 14
+# Logits held at once by the exact evaluation and by the sliding windows, and their tokens. What fits the cache of a CPU
+# is evaluated up to twice as fast.
+EXACT_LOGITS, WINDOW_LOGITS, WINDOW_TOKENS, WINDOW_TOKENS_ON_CPU = 1 << 22, 1 << 24, 1 << 14, 1 << 11
 # What a window scores if the model reads texts of any length.
 FREE_STRIDE = 512
 
@@ -217,7 +218,8 @@ class ContextEvaluator:
         _check_vocabulary(model, len(self.byte_lengths))
         where = _spread_over(model)
         devices = where.mesh.size if where else 1
-        rows = max(1, min(WINDOW_LOGITS // (self.block_size * model.vocab_size), WINDOW_TOKENS // self.block_size))
+        at_once = WINDOW_TOKENS_ON_CPU if jax.default_backend() == "cpu" else WINDOW_TOKENS
+        rows = max(1, min(WINDOW_LOGITS // model.vocab_size, at_once) // self.block_size)
         tokens = getattr(self.split, name)
         starts = self.starts(len(tokens))
         rows = -(-min(rows, len(starts)) // devices) * devices

@@ -15,7 +15,7 @@ from babyjax.data.batches import Split
 from babyjax.data.prepared import Progress, silent
 from babyjax.evaluation.losses import ContextEvaluator, Nats
 from babyjax.models.base import LanguageModel
-from babyjax.models.mixture import Mixture, features, most_known
+from babyjax.models.mixture import features, most_known
 
 PartNats = Float[np.ndarray, "L P"]
 Knowledge = Float[np.ndarray, "L 3"]
@@ -90,10 +90,10 @@ class MixtureEvaluator:
             knowledge.append(evaluator.token_knowledge(part, "val"))
         return np.stack(nats, axis=1), most_known(knowledge)
 
-    def token_nats(self, model: Mixture, name: str, progress: Progress = silent) -> Float[np.ndarray, " T"]:
+    def token_nats(self, model: LanguageModel, name: str, progress: Progress = silent) -> Float[np.ndarray, " T"]:
         """Return -log p of every token of a split but the first, in nats."""
         if name == "val":
-            return cross_fitted(*self.part_nats(model.parts, progress), len(model.gate[...]))
+            return cross_fitted(*self.part_nats(model.parts, progress), model.gate_size)
         return self.windows(model).token_nats(model, name, progress)
 
     def __call__(
@@ -103,7 +103,6 @@ class MixtureEvaluator:
         progress: Progress = silent,
     ) -> dict[str, Nats]:
         """Return the loss of each of `splits`; calls `progress(split, fraction)` on the way."""
-        assert isinstance(model, Mixture)
         losses = {}
         for name in splits:
             if name == "val":

@@ -247,6 +247,10 @@ class BabyGPT(LanguageModel):
         return self.max_length or 1
 
     @property
+    def rounded(self) -> bool:
+        return self.config.dtype == "bfloat16"
+
+    @property
     def max_length(self) -> int | None:
         return self.config.block_size if self.position_embedding is not None or self.config.n_layer else None
 

@@ -1,11 +1,12 @@
 """The protocol of a language model, which every model of the ladder follows.
 
-Training steps and sampling do not depend on the class of a model. Evaluating mixtures, adaptive evaluation, growing,
-the loss decomposition and export do.
+Nothing that trains, evaluates or samples asks for the class of a model. Growing and the file formats, each for one
+kind of model, do.
 
 A model is a Flax NNX module used as an immutable pytree: only plain `jax.jit`, `jax.grad` and `jax.vmap` act on it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,6 +28,26 @@ class LanguageModel(nnx.Module):
     def context_length(self) -> int:
         """The tokens that can influence a prediction; a model of one previous token has 1."""
         raise NotImplementedError
+
+    @property
+    def parts(self) -> Sequence["LanguageModel"]:
+        """The models it mixes; none if it is no mixture."""
+        return ()
+
+    @property
+    def gate_size(self) -> int:
+        """How many features of a context the weights of a mixture depend on; 0 if it is none."""
+        return 0
+
+    @property
+    def normalized(self) -> bool:
+        """Whether its logits are log-probabilities."""
+        return False
+
+    @property
+    def rounded(self) -> bool:
+        """Whether it computes in less than float32."""
+        return False
 
     @property
     def max_length(self) -> int | None:

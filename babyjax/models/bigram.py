@@ -93,6 +93,10 @@ class Bigram(LanguageModel):
         self.vocab_size = counts.shape[-1]
 
     @property
+    def normalized(self) -> bool:
+        return True
+
+    @property
     def context_length(self) -> int:
         return 1
 

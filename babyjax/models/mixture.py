@@ -45,9 +45,20 @@ class Mixture(LanguageModel):
         self.vocab_size = min(part.vocab_size for part in parts)
 
     @property
-    def parts(self) -> list[LanguageModel]:
-        """The models that are mixed."""
+    def parts(self) -> Sequence[LanguageModel]:
         return [getattr(self, f"part{index}") for index in range(self.size)]
+
+    @property
+    def gate_size(self) -> int:
+        return len(self.gate[...])
+
+    @property
+    def normalized(self) -> bool:
+        return True
+
+    @property
+    def rounded(self) -> bool:
+        return any(part.rounded for part in self.parts)
 
     @property
     def context_length(self) -> int:

@@ -86,6 +86,10 @@ class NGram(LanguageModel):
         return self.halvings.shape[-1] or MAX_ORDER
 
     @property
+    def normalized(self) -> bool:
+        return True
+
+    @property
     def context_length(self) -> int:
         return self.order - 1
 

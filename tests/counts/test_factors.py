@@ -2,8 +2,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from chains import V, random_pairs
+from ladder import filled, small
 
 from babyjax.counts.factors import Factors, balance, factors_of, svd_factors
+from babyjax.errors import ConfigError
 
 
 def test_balancing_leaves_the_logits_and_reaches_the_nuclear_norm(rng):
@@ -22,6 +24,11 @@ def test_the_svd_of_sparse_counts_is_that_of_a_dense_matrix(monkeypatch, bias):
     monkeypatch.setattr("babyjax.counts.factors.DENSE_VOCAB", 0)
     sparse = svd_factors(pairs, 4, bias=bias)
     np.testing.assert_allclose(sparse.logits(), dense.logits(), atol=1e-6)
+
+
+def test_only_v1_has_factors():
+    with pytest.raises(ConfigError, match="only BabyGPT v1"):
+        factors_of(filled(small("babygpt-v2-position"), V))
 
 
 @pytest.mark.parametrize("bias", [True, False])

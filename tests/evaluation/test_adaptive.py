@@ -14,12 +14,13 @@ from babyjax.models.mixture import FEATURES
 V = 5
 TOKENS = np.random.default_rng(0).choice(V, 600, p=[0.4, 0.3, 0.15, 0.1, 0.05]).astype(np.int32)
 SPLIT, BYTES = Split(TOKENS[:500], TOKENS[500:]), np.ones(V, np.int64)
-BIGRAM, NGRAM = load_config(["model=bigram"]), load_config(["model=ngram", "model.order=3"])
+NGRAM = load_config(["model=ngram", "model.order=3"])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 1.0])
 def test_a_bigram_counts_on(smoothing):
-    nats = adaptive_nats(BIGRAM, Bigram.from_tokens(SPLIT.train, V, smoothing), (), SPLIT, BYTES)
+    config = load_config(["model=bigram", f"model.smoothing={smoothing}"])
+    nats = adaptive_nats(config, Bigram.from_tokens(SPLIT.train, V, smoothing), (), SPLIT, BYTES)
     for place in range(1, len(SPLIT.val)):
         row = Bigram.from_tokens(SPLIT.train, V).counts[...][SPLIT.val[place - 1]] + smoothing
         for before, token in zip(SPLIT.val[: place - 1], SPLIT.val[1:place], strict=True):
@@ -30,9 +31,8 @@ def test_a_bigram_counts_on(smoothing):
 
 
 def test_a_bigram_without_counts_begins_uniform():
-    nats = adaptive_nats(
-        BIGRAM, Bigram(jnp.zeros((V, V), jnp.int32), 0.0), (), Split(TOKENS, np.array([0, 1, 0, 1])), BYTES
-    )
+    config, model = load_config(["model=bigram", "model.smoothing=0"]), Bigram(jnp.zeros((V, V), jnp.int32), 0.0)
+    nats = adaptive_nats(config, model, (), Split(TOKENS, np.array([0, 1, 0, 1])), BYTES)
     np.testing.assert_allclose(np.exp(-nats), [1 / V, 1 / V, 1])
 
 

@@ -386,9 +386,8 @@ def test_a_compiled_program_is_asked_in_one_shape_if_so_wished():
 def test_a_sample_is_as_large_as_the_vocabulary_of_the_model_allows(monkeypatch, room, length, scored):
     """Whatever the vocabulary of the text, since a prediction has a number for every token the model knows."""
     monkeypatch.setattr(evaluator, "HELD", 4096)
-    split, options = Split(TOKENS, TOKENS[:length]), evaluator.VerifyOptions(logits=False, tolerance=1e-3)
     bigram = Bigram.from_tokens(TOKENS, room)
-    verification = evaluator.verify_sample(bigram, options, split, np.ones(V, np.int64))
+    verification = evaluator.verify_sample(bigram, Split(TOKENS, TOKENS[:length]), np.ones(V, np.int64))
     assert verification.passed
     assert verification.loss.tokens == scored
     assert {check.name for check in verification.checks if check.passed is None} >= {"bytes"}

@@ -41,7 +41,7 @@ def start_of_window(target, stride):
 @settings(max_examples=15)
 def test_every_token_is_scored_once_from_the_context_the_stride_leaves(seed, length, stride):
     tokens = np.random.default_rng(seed).integers(0, V, (2, length)).astype(np.int32)
-    with mock.patch.object(losses_module, "WINDOW_TOKENS", 4 * BLOCK):  # several chunks, and few programs
+    with mock.patch.object(losses_module, "WINDOW_TOKENS_ON_CPU", 4 * BLOCK):  # several chunks, and few programs
         losses = ContextEvaluator(Split(*tokens), BYTES, BLOCK, stride)(MODEL)
     for text, loss in zip(tokens, losses.values(), strict=True):
         contexts = [target - start_of_window(target, stride) for target in range(1, length)]

@@ -33,6 +33,17 @@ def test_probabilities_are_the_weighted_sum():
     np.testing.assert_allclose(np.exp(-nats), following, rtol=1e-5)
 
 
+def test_a_mixture_says_what_it_is():
+    network, rounded = (filled(small("babygpt", dtype=dtype), V) for dtype in ("float32", "bfloat16"))
+    assert [(part.parts, part.gate_size) for part in (network, *PARTS)] == [((), 0)] * 3
+    mixed = Mixture((network, *PARTS), jnp.zeros((FEATURES, 3)))
+    assert (mixed.parts, mixed.gate_size) == ([network, *PARTS], FEATURES)
+    assert [model.rounded for model in (network, rounded, mixed, Mixture((PARTS[0], rounded), GATE))] == [0, 1, 0, 1]
+    assert [model.normalized for model in (network, *PARTS, mixed)] == [False, True, True, True]
+    for model in (*PARTS, mixed):
+        np.testing.assert_allclose(jnp.exp(model(TOKENS)).sum(axis=-1), 1, rtol=1e-5)
+
+
 def test_features_are_one_the_numbers_and_their_products():
     knowledge = np.random.default_rng(3).normal(size=(4, 3))
     a, b, c = knowledge.T
