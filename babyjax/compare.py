@@ -394,10 +394,13 @@ def _differences(found: dict[str, Any]) -> list[str]:
             listed = ", ".join(f"{token['token']!r} {abs(token['share']):.4f}" for token in tokens[:LISTED])
             lines.append(f"  {name} gains most on {listed} nats per token of the text")
     for name, sign in ((b, 1), (a, -1)):
-        places = [place for place in found["places"] if sign * (place["nats"][0] - place["nats"][1]) > 0]
-        for place in places[:2]:
-            lost = ", ".join(f"{nats:.2f}" for nats in place["nats"])
-            lines.append(f"  {name} knows {place['token']!r} after {place['before'][-30:]!r} ({a}, {b}: {lost} nats)")
+        places: dict[tuple[str, str], list[float]] = {}  # the most extreme of those that look the same
+        for place in found["places"]:
+            if sign * (place["nats"][0] - place["nats"][1]) > 0:
+                places.setdefault((place["token"], place["before"][-30:]), place["nats"])
+        for (token, before), nats in list(places.items())[:2]:
+            lost = ", ".join(f"{each:.2f}" for each in nats)
+            lines.append(f"  {name} knows {token!r} after {before!r} ({a}, {b}: {lost} nats)")
     return lines
 
 

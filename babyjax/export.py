@@ -140,7 +140,7 @@ def main(argv: list[str]) -> None:
     prepare_jax()
     with babyjax.Screen(stderr=True).status("writing the model") as update:
         path = export(config.run_dir, config.step, config.format, config.out, update)
-    show(f"written to {path}")
+    show(f"written to {config.out or Path(config.run_dir, path.name)}")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,17 @@ run_command(main, help_text)
 """
 
 
+# Process 0 may notice a lost process only when it has been silent for so long.
+IMPATIENT = """
+from babyjax import processes
+from babyjax.cli import run_command
+from babyjax.train import help_text, main
+
+processes.SILENCE_SECONDS = 10
+run_command(main, help_text)
+"""
+
+
 def finish(started):
     return experiment.finish(started, seconds=300)
 
@@ -222,7 +233,7 @@ def test_processes_notice_a_damaged_checkpoint(together, tmp_path):
 @pytest.mark.slow
 def test_the_first_process_outlives_no_other(tmp_path):
     run = tmp_path / "run"
-    started = start(2, 2, [*RUN, "train.steps=5000", f"run_dir={run}"])
+    started = start(2, 2, [*RUN, "train.steps=5000", f"run_dir={run}"], (), ("-c", IMPATIENT))
     wait_for_step(run, 10)
     started[1].kill()
     (status, _, errors), _ = finish(started)

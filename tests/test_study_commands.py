@@ -336,6 +336,14 @@ def test_gains_that_round_to_nothing_are_not_listed():
     assert _differences(found) == ["  A gains most on 'a' 0.2000 nats per token of the text"]
 
 
+def test_places_that_look_the_same_are_listed_once():
+    pair = [(f"{start} and so it went on, day after day", "s", [3.0 - 0.1 * start, 1.0]) for start in range(3)]
+    places = [{"before": before, "token": token, "nats": nats} for before, token, nats in (*pair, ("a", "b", [2, 1]))]
+    first, second = _differences({"runs": ["A", "B"], "tokens": [], "places": places})
+    assert first == "  B knows 's' after 'd so it went on, day after day' (A, B: 3.00, 1.00 nats)"
+    assert second == "  B knows 'b' after 'a' (A, B: 2.00, 1.00 nats)"
+
+
 def test_a_comparison_tells_how_much_of_each_run_is_done(runs):
     told = []
     paths = [str(runs(name)) for name in ("again", "counted")]

@@ -220,9 +220,11 @@ class ContextEvaluator:
         devices = where.mesh.size if where else 1
         at_once = WINDOW_TOKENS_ON_CPU if jax.default_backend() == "cpu" else WINDOW_TOKENS
         rows = max(1, min(WINDOW_LOGITS // model.vocab_size, at_once) // self.block_size)
+        rows = -(-rows // devices) * devices  # however few windows there are: one program serves every text
+        if where is None:  # bound to its device, as in training, whose program serves a model that was loaded too
+            model = jax.device_put(model, jax.local_devices()[0])
         tokens = getattr(self.split, name)
         starts = self.starts(len(tokens))
-        rows = -(-min(rows, len(starts)) // devices) * devices
         for index, (window, scored) in enumerate(self.chunks(tokens, starts, rows)):
             given = place(window, where) if where else window
             yield on_host(score(model, given)), window[:, 1:], scored

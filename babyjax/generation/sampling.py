@@ -95,7 +95,7 @@ class _Loop(NamedTuple):
 @partial(jax.jit, static_argnames=("max_new_tokens", "top_k", "vocab_size"))
 def _generate(model, prompts, lengths, key, limits, stops, max_new_tokens, top_k, vocab_size):
     decoder, batch = model.decoder(), len(prompts)
-    limited = decoder.capacity is not None
+    limited = decoder.capacity is not None and prompts.shape[1] + max_new_tokens - 1 > decoder.capacity
     size = decoder.capacity if limited else prompts.shape[1]
     kept, rows = size // 2, jnp.arange(batch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
@@ -149,5 +149,5 @@ def _generate(model, prompts, lengths, key, limits, stops, max_new_tokens, top_k
         length=lengths,
         cache=cache,
     )
-    # Without a limit no row is ever full, and what is written past the window is dropped.
+    # If no row can ever be full, what is written past the window is dropped, and the network is compiled once less.
     return jax.lax.while_loop(unfinished, read_until_full if limited else read_token, add_token(start, logits)).tokens

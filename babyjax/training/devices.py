@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from jax.stages import Compiled
 
 from babyjax.errors import ConfigError, OutOfMemoryError
@@ -49,12 +49,23 @@ def data_mesh(batch_size: int) -> Mesh:
     return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:count])
 
 
-def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
+def divided(mesh: Mesh | AbstractMesh, *axes: str | None) -> Sharding:
+    """Return the sharding of an array whose axes are divided over these axes of `mesh`.
+
+    On one device it is that of an array that knows no mesh, so that what is compiled in training, such as the
+    evaluation, is found in the cache by other commands.
+    """
+    if isinstance(mesh, Mesh) and mesh.size == 1:
+        return SingleDeviceSharding(mesh.devices.flat[0])
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def replicated(mesh: Mesh | AbstractMesh) -> Sharding:
     """Return the sharding of an array that every device of `mesh` holds whole."""
-    return NamedSharding(mesh, PartitionSpec())
+    return divided(mesh)
 
 
-def fully_sharded(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
+def fully_sharded(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> Sharding:
     """Return the sharding of a leaf of a training state of which every device of `mesh` holds a share.
 
     Its longest axis that the devices divide is split, but not that of stacked blocks, which are used one after another.
@@ -65,7 +76,7 @@ def fully_sharded(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) 
     if not axes or math.prod(shape) < WHOLE_BELOW:
         return replicated(mesh)
     split = max(axes, key=lambda axis: shape[axis])
-    return NamedSharding(mesh, PartitionSpec(*[None] * split, "data"))
+    return divided(mesh, *[None] * split, "data")
 
 
 def shardings(tree: Any, mesh: Mesh | AbstractMesh, kind: str) -> Any:

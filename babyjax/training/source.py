@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Integer
 
 from babyjax.checks import check_tokens
 from babyjax.data.batches import read_windows
 from babyjax.processes import place
-from babyjax.training.devices import replicated
+from babyjax.training.devices import divided, replicated
 from babyjax.training.step import MAX_STEPS_PER_DISPATCH
 
 # Tokens read at once: enough steps for a dispatch, and few enough that the first are there at once.
@@ -49,7 +49,7 @@ class FromFile:
         self._tokens, self._vocab_size, self._seed, self._sizes = tokens, vocab_size, seed, sizes
         batch_size, block_size = sizes
         self._steps = max(1, min(TOKENS_AT_ONCE // (batch_size * (block_size + 1)), MAX_STEPS_PER_DISPATCH))
-        self._place = NamedSharding(mesh, PartitionSpec(None, "data"))
+        self._place = divided(mesh, None, "data")
         self._thread = ThreadPoolExecutor(1, "windows")
         self._ahead: dict[int, Future[Integer[Array, "K B W"]]] = {}
 

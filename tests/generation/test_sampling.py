@@ -103,6 +103,13 @@ def test_short_prompts_follow_the_stated_rule(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("count", [BLOCK, BLOCK + 1])
+def test_a_text_that_never_fills_a_block_is_the_beginning_of_one_that_does(count):
+    longer = generate(GPT2, PROMPTS, jax.random.key(0), NEW)
+    chex.assert_trees_all_equal(generate(GPT2, PROMPTS, jax.random.key(0), count), longer[:, :count])
+
+
+@pytest.mark.slow
 def test_a_row_is_the_same_beside_prompts_of_any_length():
     prompts = [np.arange(3), np.arange(8), np.arange(11)]
     together = generate(GPT2, prompts, jax.random.key(0), NEW)
