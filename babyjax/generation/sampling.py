@@ -95,8 +95,8 @@ class _Loop(NamedTuple):
 @partial(jax.jit, static_argnames=("max_new_tokens", "top_k", "vocab_size"))
 def _generate(model, prompts, lengths, key, limits, stops, max_new_tokens, top_k, vocab_size):
     decoder, batch = model.decoder(), len(prompts)
-    limited = decoder.capacity is not None and prompts.shape[1] + max_new_tokens - 1 > decoder.capacity
-    size = decoder.capacity if limited else prompts.shape[1]
+    size = decoder.capacity or prompts.shape[1]
+    limited = decoder.capacity is not None and prompts.shape[1] + max_new_tokens - 1 > size
     kept, rows = size // 2, jnp.arange(batch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
     temperature, top_p, min_p = limits
