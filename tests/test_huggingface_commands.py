@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from pathlib import Path
 from contextlib import redirect_stdout
 
 import jax.numpy as jnp
@@ -53,6 +54,7 @@ def test_an_export_tells_how_much_of_the_corpus_is_read(run, monkeypatch):
 
 
 def test_a_run_is_exported_imported_sampled_evaluated_and_trained_on(call, run):
+    assert call("export", "run_dir=run")[1] == f"written to {Path('run', 'hf')}\n"
     status, out, err = call("export", "run_dir=run", "out=out")
     assert (status, out, err) == (0, "written to out\n", "")
     card = (run.parent / "out" / "README.md").read_text()

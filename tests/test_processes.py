@@ -67,10 +67,11 @@ run_command(main, help_text)
 # Process 0 may notice a lost process only when it has been silent for so long.
 IMPATIENT = """
 from babyjax import processes
+processes.SILENCE_SECONDS = 10
+"""
+COMMAND = """
 from babyjax.cli import run_command
 from babyjax.train import help_text, main
-
-processes.SILENCE_SECONDS = 10
 run_command(main, help_text)
 """
 
@@ -233,7 +234,7 @@ def test_processes_notice_a_damaged_checkpoint(together, tmp_path):
 @pytest.mark.slow
 def test_the_first_process_outlives_no_other(tmp_path):
     run = tmp_path / "run"
-    started = start(2, 2, [*RUN, "train.steps=5000", f"run_dir={run}"], (), ("-c", IMPATIENT))
+    started = start(2, 2, [*RUN, "train.steps=5000", f"run_dir={run}"], (), ("-c", IMPATIENT + COMMAND))
     wait_for_step(run, 10)
     started[1].kill()
     (status, _, errors), _ = finish(started)
@@ -248,12 +249,7 @@ def test_a_process_that_cannot_save_ends_and_so_does_the_other(process, tmp_path
     run = tmp_path / "run"
     broken = f"""
 import sys
-from babyjax import processes
-from babyjax.cli import run_command
 from babyjax.runs import run
-from babyjax.train import help_text, main
-
-processes.SILENCE_SECONDS = 10  # process 0 may notice a lost process only after these
 
 def begin_writing(path, arrays, real=run.begin_writing):
     if path.name == "20":
@@ -262,9 +258,8 @@ def begin_writing(path, arrays, real=run.begin_writing):
 
 if "distributed.process={process}" in sys.argv:
     run.begin_writing = begin_writing
-run_command(main, help_text)
 """
-    both = finish(start(2, 2, [*RUN, "train.steps=5000", f"run_dir={run}"], (), ("-c", broken)))
+    both = finish(start(2, 2, [*RUN, "train.steps=5000", f"run_dir={run}"], (), ("-c", IMPATIENT + broken + COMMAND)))
     for number, (status, _, errors) in enumerate(both):
         assert status != 0
         assert ("No space left on device" if number == process else LOST) in errors

@@ -49,12 +49,11 @@ class Factors(NamedTuple):
 
 
 def factors_of(model: LanguageModel) -> Factors:
-    """Return the factors of a v1 network, on the host in float64. Raises: ConfigError if it has other parameters."""
-    arrays = {name: np.asarray(array, np.float64) for name, array in named_arrays(model).items()}
-    bias = arrays.pop("lm_head/bias", None)
-    if set(arrays) != {"token_embedding/embedding", "lm_head/kernel"}:
+    """Return the factors of a v1 network, on the host in float64. Raises: ConfigError if it is another model."""
+    if not (isinstance(model, BabyGPT) and model.config.is_v1):
         raise ConfigError("only BabyGPT v1 is a product of two factors")
-    return Factors(arrays["token_embedding/embedding"], arrays["lm_head/kernel"].T, bias)
+    arrays = {name: np.asarray(array, np.float64) for name, array in named_arrays(model).items()}
+    return Factors(arrays["token_embedding/embedding"], arrays["lm_head/kernel"].T, arrays.get("lm_head/bias"))
 
 
 def balance(factors: Factors) -> Factors:

@@ -47,9 +47,9 @@ def adaptive_nats(
 ) -> TokenNats:
     """Return -log p of every validation token but the first, each counted once it is predicted, in nats.
 
-    Of a mixture, with runs of the configs `parts`, the parts that were counted count on, the others stay as they are,
-    with windows `stride` apart, or half a block if that is None, and the weights are those of a cross-fit on these
-    losses. Raises: ConfigError if no part was counted.
+    `config` is that of the run of `model`. Of a mixture, with runs of the configs `parts`, the parts that were counted
+    count on, the others stay as they are, with windows `stride` apart, or half a block if that is None, and the weights
+    are those of a cross-fit on these losses. Raises: ConfigError if no part was counted.
     """
     require_counting(config, parts)
     if model.parts:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from babyjax.counts.pairs import PairCounts
 from babyjax.data.batches import Split, in_memory
 from babyjax.data.prepared import Progress, silent
-from babyjax.evaluation.losses import ContextEvaluator, ExactEvaluator, Nats
+from babyjax.evaluation.losses import ContextEvaluator, ExactEvaluator, Nats, bound
 from babyjax.evaluation.mixing import MixtureEvaluator
 from babyjax.evaluation.verify import HELD, Verification, verify
 from babyjax.models.base import LanguageModel
@@ -75,6 +75,7 @@ def verify_model(
 
     The losses of a mixture are cross-fitted, so they are those of no single model, and are not compared.
     """
+    model = bound(model)
     windows = ContextEvaluator.for_model(model, split, byte_lengths, stride)
     verification = verify(
         lambda tokens: _predict(model, tokens),
@@ -99,7 +100,7 @@ def verify_sample(model: LanguageModel, split: Split, byte_lengths: Int[np.ndarr
 
     Everything is read in one shape, so that one program is compiled. Every process takes part.
     """
-    vocab_size = model.vocab_size
+    model, vocab_size = bound(model), model.vocab_size
     longest = ContextEvaluator.for_model(model, split, byte_lengths).block_size
     block_size = min(longest, SAMPLED, max(1, HELD // (2 * vocab_size)), len(split.val) - 1)
     rows = max(1, min(SAMPLED, HELD // vocab_size) // block_size)
@@ -118,7 +119,10 @@ def verify_sample(model: LanguageModel, split: Split, byte_lengths: Int[np.ndarr
 
 
 def _options(model: LanguageModel) -> dict[str, Any]:
-    """The rounding of bfloat16 depends on the shape of a batch: differences of 0.1 nats were seen."""
+    """Return arguments of `verify` for a model.
+
+    The rounding of bfloat16 depends on the shape of a batch: differences of 0.1 nats were seen.
+    """
     return {"logits": not model.normalized, "tolerance": 0.5 if model.rounded else 1e-3}
 
 

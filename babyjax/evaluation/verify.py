@@ -15,10 +15,10 @@ from jaxtyping import Float, Int, Integer
 from babyjax.checks import check_tokens
 from babyjax.data.batches import Split
 from babyjax.errors import ConfigError, TokenError
-from babyjax.evaluation.losses import WINDOW_TOKENS, ContextEvaluator, Nats
+from babyjax.evaluation.losses import ContextEvaluator, Nats
 
-# Log-probabilities below this are alike. Log-probabilities held at once, unless a window has more.
-FLOOR, HELD = -30.0, 1 << 22
+# Log-probabilities below this are alike. Log-probabilities held at once, and tokens, unless a window has more.
+FLOOR, HELD, READ = -30.0, 1 << 22, 1 << 14
 # Windows that are read again with changes, those of a batch that are read alone, and batches that are read twice.
 PROBES, ALONE, REPEATS = 32, 4, 16
 
@@ -203,7 +203,7 @@ def verify(
     if not one_shape:  # tells the size of its vocabulary
         model(next(windows.chunks(tokens, starts[:1], 1))[0][:, :-1])
     vocab_size = model.vocab_size or max(ids, len(sizes))
-    rows = max(2, min(HELD // (block_size * vocab_size), WINDOW_TOKENS // block_size, len(starts)))
+    rows = max(2, min(HELD // (block_size * vocab_size), READ // block_size, len(starts)))
     batches = [starts[first : first + rows] for first in range(0, len(starts), rows)]
     rounds = -(-min(PROBES, len(starts)) // rows)
     steps = len(batches) + rounds + 1

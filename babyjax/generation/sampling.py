@@ -149,5 +149,6 @@ def _generate(model, prompts, lengths, key, limits, stops, max_new_tokens, top_k
         length=lengths,
         cache=cache,
     )
-    # If no row can ever be full, what is written past the window is dropped, and the network is compiled once less.
+    # If no row can ever be full, the network is compiled once less. Without a limit, what is written past the window is
+    # dropped.
     return jax.lax.while_loop(unfinished, read_until_full if limited else read_token, add_token(start, logits)).tokens

@@ -1,7 +1,7 @@
 """The protocol of a language model, which every model of the ladder follows.
 
-Nothing that trains, evaluates or samples asks for the class of a model. Growing and the file formats, each for one
-kind of model, do.
+Nothing that trains, evaluates or samples asks for the class of a model. Growing, the loss decomposition and the file
+formats, each for one kind, check what they are given.
 
 A model is a Flax NNX module used as an immutable pytree: only plain `jax.jit`, `jax.grad` and `jax.vmap` act on it.
 """

@@ -19,6 +19,7 @@ from babyjax.text import duration
 from babyjax.training.events import Event
 
 HEADER = "    step    train      val  above entropy"
+CLOSED = "it is closed"
 
 
 class _Guarded(io.TextIOBase):
@@ -27,10 +28,10 @@ class _Guarded(io.TextIOBase):
     encoding = "utf-8"
 
     def __init__(self, stream: Any):  # sys.stdout, which can be of many types, or None
-        self._stream, self.failure = stream, None if stream and not stream.closed else "it is closed"
+        self._stream, self.failure = stream, None if stream else CLOSED
 
     def isatty(self) -> bool:
-        return not self.failure and self._stream.isatty()
+        return not self._lost() and self._stream.isatty()
 
     def write(self, text: str) -> int:
         self._try(lambda: self._stream.write(text))
@@ -39,8 +40,13 @@ class _Guarded(io.TextIOBase):
     def flush(self) -> None:
         self._try(lambda: self._stream.flush())
 
+    def _lost(self) -> bool:
+        if not self.failure and self._stream.closed:
+            self.failure = CLOSED
+        return bool(self.failure)
+
     def _try(self, action: Callable[[], Any]) -> None:
-        if self.failure:
+        if self._lost():
             return
         try:
             action()

@@ -6,6 +6,7 @@ from ladder import filled, small
 
 from babyjax.counts.factors import Factors, balance, factors_of, svd_factors
 from babyjax.errors import ConfigError
+from babyjax.models.bigram import Bigram
 
 
 def test_balancing_leaves_the_logits_and_reaches_the_nuclear_norm(rng):
@@ -27,8 +28,10 @@ def test_the_svd_of_sparse_counts_is_that_of_a_dense_matrix(monkeypatch, bias):
 
 
 def test_only_v1_has_factors():
-    with pytest.raises(ConfigError, match="only BabyGPT v1"):
-        factors_of(filled(small("babygpt-v2-position"), V))
+    others = small("babygpt-v2-position"), small("babygpt", logit_cap=5.0), small("babygpt", dtype="bfloat16")
+    for model in (*(filled(config, V) for config in others), Bigram(jnp.zeros((V, V), jnp.int32))):
+        with pytest.raises(ConfigError, match="only BabyGPT v1"):
+            factors_of(model)
 
 
 @pytest.mark.parametrize("bias", [True, False])

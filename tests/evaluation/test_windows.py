@@ -2,16 +2,19 @@ import math
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import SingleDeviceSharding
 from ladder import filled, logits_of, small
 
-from babyjax import ContextEvaluator, Split
+from babyjax import ContextEvaluator, ExactEvaluator, PairCounts, Split
 from babyjax.data import batches
 from babyjax.errors import ConfigError, TokenError
 from babyjax.evaluation import losses as losses_module
+from babyjax.evaluation.losses import _pair_nats, _token_nats
 
 V, BLOCK = 7, 8
 MODEL = filled(small("babygpt-v6-blocks"), V)
@@ -59,6 +62,29 @@ def test_a_stride_of_the_block_gives_windows_side_by_side():
     expected = -np.take_along_axis(np.asarray(logits), tokens[1:].reshape(5, BLOCK, 1), axis=2)
     assert loss["val"].nats == pytest.approx(expected.sum(), rel=1e-5)
     assert loss["val"].standard_error is None
+
+
+def as_trained_and_as_loaded(model):
+    loaded = jax.tree.map(np.asarray, model)
+    return jax.device_put(model, SingleDeviceSharding(jax.devices()[0])), jax.tree.map(jnp.array, loaded), loaded
+
+
+def test_one_program_serves_a_trained_and_a_loaded_model_and_windows_of_any_text():
+    text = np.random.default_rng(2).integers(0, V, 300).astype(np.int32)
+    _token_nats.clear_cache()
+    for model in as_trained_and_as_loaded(MODEL):
+        for size in (300, 30):
+            ContextEvaluator(Split(text[:size], text[:9]), BYTES, BLOCK)(model)
+    assert _token_nats._cache_size() == 1
+
+
+def test_one_program_serves_a_trained_and_a_loaded_model_of_one_previous_token():
+    text = np.random.default_rng(3).integers(0, V, 300).astype(np.int32)
+    evaluate = ExactEvaluator(PairCounts.from_split(Split(text, text), V), BYTES)
+    _pair_nats.clear_cache()
+    for model in as_trained_and_as_loaded(filled(small("babygpt"), V)):
+        evaluate(model)
+    assert _pair_nats._cache_size() == 1
 
 
 def test_a_sample_of_tokens_is_spread_over_the_text_and_misses_the_whole_by_its_standard_error(monkeypatch):

@@ -140,7 +140,7 @@ def test_rungs_are_measured_once_and_compared_with_the_one_below(tmp_path, monke
     options = ("--tokens", "2560", "--work", str(tmp_path / "work"), "--out", str(out))
     monkeypatch.setattr(sys, "argv", ["reference", str(path), "bigram", "babygpt", *options])
     reference.main()
-    assert "is already trained" not in capfd.readouterr().out
+    assert "trained before" not in capfd.readouterr().out
     found = json.loads((out / "results.json").read_text(encoding="utf-8"))["text"]
     bigram, network = found["rungs"]["bigram"], found["rungs"]["babygpt"]
     assert (network["rate"], network["batch"], len(network["losses"])) == ("3e-2", [10, 32, 8], 3)
@@ -149,9 +149,9 @@ def test_rungs_are_measured_once_and_compared_with_the_one_below(tmp_path, monke
     assert bigram["mean"] == pytest.approx(found["ngrams"]["2"], abs=0.01)
     assert "worse than bigram: +" in (out / "results.md").read_text(encoding="utf-8")
     assert (out / "text.svg").exists()
-    monkeypatch.setattr(sys, "argv", ["reference", str(path), "bigram", *options])
+    monkeypatch.setattr(sys, "argv", ["reference", str(path), "babygpt", *options])
     reference.main()
-    assert "is already trained" in capfd.readouterr().out
+    assert "trained before" in capfd.readouterr().out
     monkeypatch.setattr(sys, "argv", ["reference", str(path), "other"])
     with pytest.raises(SystemExit):
         reference.main()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ladder import filled, logits_of, mostly_slow, small
 
 from babyjax.errors import ConfigError, TokenError
-from babyjax.generation.sampling import ENDED, generate
+from babyjax.generation.sampling import ENDED, _generate, generate
 from babyjax.models.base import LanguageModel
 from babyjax.models.bigram import Bigram
 
@@ -108,6 +108,18 @@ def test_a_text_that_never_fills_a_block_is_the_beginning_of_one_that_does(count
     model = MODELS["babygpt-v6-blocks"]
     shorter, longer = (generate(model, PROMPTS, jax.random.key(3), size) for size in (count, NEW))
     chex.assert_trees_all_equal(shorter, longer[:, :count])
+
+
+def test_a_text_that_never_fills_a_block_needs_no_program_to_reread_it():
+    def products(count):
+        limits, stops = (1.0, None, None), np.zeros(0, np.int32)
+        lowered = _generate.lower(
+            GPT2, PROMPTS, np.ones(3, np.int32), jax.random.key(0), limits, stops, count, None, None
+        )
+        return lowered.as_text().count("stablehlo.dot_general")
+
+    never, full = products(BLOCK), products(BLOCK + 1)
+    assert 0 < never < full
 
 
 @pytest.mark.slow

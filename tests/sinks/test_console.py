@@ -124,3 +124,14 @@ def test_a_closed_console_is_no_obstacle(monkeypatch, closed):
     screen = Screen()
     ConsoleSink(screen, entropy=1.5, step=0, total=None)(event_of(0))
     assert screen.failure == "it is closed"
+
+
+def test_a_console_that_is_closed_later_is_no_obstacle_either(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    screen = Screen()
+    screen.say("shown")
+    assert stream.getvalue() == "shown\n"
+    stream.close()
+    screen.say("lost")
+    assert screen.failure == "it is closed"
