@@ -3,8 +3,8 @@
 import io
 import json
 import shutil
-from pathlib import Path
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
