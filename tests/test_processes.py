@@ -64,7 +64,7 @@ run_command(main, help_text)
 """
 
 
-# Process 0 may notice a lost process only when it has been silent for so long.
+# Process 0 may not notice a lost process before this timeout.
 IMPATIENT = """
 from babyjax import processes
 processes.SILENCE_SECONDS = 10

@@ -47,9 +47,11 @@ def adaptive_nats(
 ) -> TokenNats:
     """Return -log p of every validation token but the first, each counted once it is predicted, in nats.
 
-    `config` is that of the run of `model`. Of a mixture, with runs of the configs `parts`, the parts that were counted
-    count on, the others stay as they are, with windows `stride` apart, or half a block if that is None, and the weights
-    are those of a cross-fit on these losses. Raises: ConfigError if no part was counted.
+    `config` is that of the run of `model`, and `parts` are those of the parts of a mixture. Its counted parts go on
+    counting. The others read windows that are `stride` apart, half a block by default. The weights are cross-fitted on
+    these losses.
+
+    Raises: ConfigError if neither the model nor any part was counted.
     """
     require_counting(config, parts)
     if model.parts:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from babyjax.counts.pairs import PairCounts
 from babyjax.data.batches import Split, in_memory
 from babyjax.data.prepared import Progress, silent
-from babyjax.evaluation.losses import ContextEvaluator, ExactEvaluator, Nats, bound
+from babyjax.evaluation.losses import ContextEvaluator, ExactEvaluator, Nats, committed
 from babyjax.evaluation.mixing import MixtureEvaluator
 from babyjax.evaluation.verify import HELD, Verification, verify
 from babyjax.models.base import LanguageModel
@@ -75,7 +75,7 @@ def verify_model(
 
     The losses of a mixture are cross-fitted, so they are those of no single model, and are not compared.
     """
-    model = bound(model)
+    model = committed(model)
     windows = ContextEvaluator.for_model(model, split, byte_lengths, stride)
     verification = verify(
         lambda tokens: _predict(model, tokens),
@@ -100,7 +100,7 @@ def verify_sample(model: LanguageModel, split: Split, byte_lengths: Int[np.ndarr
 
     Everything is read in one shape, so that one program is compiled. Every process takes part.
     """
-    model, vocab_size = bound(model), model.vocab_size
+    model, vocab_size = committed(model), model.vocab_size
     longest = ContextEvaluator.for_model(model, split, byte_lengths).block_size
     block_size = min(longest, SAMPLED, max(1, HELD // (2 * vocab_size)), len(split.val) - 1)
     rows = max(1, min(SAMPLED, HELD // vocab_size) // block_size)

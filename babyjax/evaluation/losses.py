@@ -111,7 +111,7 @@ class ExactEvaluator:
             raise ConfigError(
                 f"pair counts give the loss of a model of one previous token; this one sees {model.context_length:,}"
             )
-        return on_host(_pair_nats(bound(model), self._contexts, self._row, self._following))[self._valid]
+        return on_host(_pair_nats(committed(model), self._contexts, self._row, self._following))[self._valid]
 
     def __call__(
         self,
@@ -222,8 +222,8 @@ class ContextEvaluator:
         network_on_cpu = jax.default_backend() == "cpu" and model.max_length is not None
         at_once = WINDOW_TOKENS_ON_CPU if network_on_cpu else WINDOW_TOKENS
         rows = max(1, min(WINDOW_LOGITS // model.vocab_size, at_once) // self.block_size)
-        rows = -(-rows // devices) * devices  # however few windows there are: one program serves every text
-        model = bound(model)
+        rows = -(-rows // devices) * devices  # even for fewer windows, so one program serves every text
+        model = committed(model)
         tokens = getattr(self.split, name)
         starts = self.starts(len(tokens))
         for index, (window, scored) in enumerate(self.chunks(tokens, starts, rows)):
@@ -268,8 +268,8 @@ class ContextEvaluator:
         return np.concatenate([knowledge[scored] for knowledge, _, scored in scores]).astype(np.float64)
 
 
-def bound(model: LanguageModel) -> LanguageModel:
-    """Return a model that is bound to its device, as in training, so that one program serves it and a loaded one."""
+def committed(model: LanguageModel) -> LanguageModel:
+    """Commit a model to its device, as training does, so that a trained and a loaded model share one program."""
     leaf = jax.tree.leaves(model)[0]
     devices = leaf.devices() if isinstance(leaf, jax.Array) else jax.local_devices()[:1]
     return jax.device_put(model, *devices) if len(devices) == 1 else model

@@ -149,6 +149,5 @@ def _generate(model, prompts, lengths, key, limits, stops, max_new_tokens, top_k
         length=lengths,
         cache=cache,
     )
-    # If no row can ever be full, the network is compiled once less. Without a limit, what is written past the window is
-    # dropped.
+    # If no row can become full, rereading is not compiled. Without a limit, writes past the window are dropped.
     return jax.lax.while_loop(unfinished, read_until_full if limited else read_token, add_token(start, logits)).tokens

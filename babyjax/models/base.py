@@ -1,7 +1,7 @@
 """The protocol of a language model, which every model of the ladder follows.
 
-Nothing that trains, evaluates or samples asks for the class of a model. Growing, the loss decomposition and the file
-formats, each for one kind, check what they are given.
+Training, evaluation and sampling never ask for the class of a model; adaptive evaluation goes by the config. Growing,
+the loss decomposition and the file formats are each for one class and check their argument.
 
 A model is a Flax NNX module used as an immutable pytree: only plain `jax.jit`, `jax.grad` and `jax.vmap` act on it.
 """
@@ -31,12 +31,12 @@ class LanguageModel(nnx.Module):
 
     @property
     def parts(self) -> Sequence["LanguageModel"]:
-        """The models it mixes; none if it is no mixture."""
+        """The models of a mixture; empty for any other model."""
         return ()
 
     @property
     def gate_size(self) -> int:
-        """How many features of a context the weights of a mixture depend on; 0 if it is none."""
+        """Number of context features that the weights of a mixture depend on; 0 for any other model."""
         return 0
 
     @property
@@ -46,7 +46,7 @@ class LanguageModel(nnx.Module):
 
     @property
     def rounded(self) -> bool:
-        """Whether it computes in less than float32."""
+        """Whether it computes in lower precision than float32."""
         return False
 
     @property

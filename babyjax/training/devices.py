@@ -52,8 +52,8 @@ def data_mesh(batch_size: int) -> Mesh:
 def divided(mesh: Mesh | AbstractMesh, *axes: str | None) -> Sharding:
     """Return the sharding of an array whose axes are divided over these axes of `mesh`.
 
-    On one device it is that of an array that knows no mesh, so that what is compiled in training, such as the
-    evaluation, is found in the cache by other commands.
+    On one device it is a `SingleDeviceSharding`, so that what training compiles, such as the evaluation, is the program
+    that other commands need, and they find it in the cache.
     """
     if isinstance(mesh, Mesh) and mesh.size == 1:
         return SingleDeviceSharding(mesh.devices.flat[0])
