@@ -26,7 +26,7 @@ from babyjax.runs.run import RESULT, Run
 from babyjax.sinks import Log, Sink, Sinks, open_sinks
 from babyjax.sinks.console import Screen
 from babyjax.task import Task, make_trainer
-from babyjax.training.events import Event, State, with_losses
+from babyjax.training.events import Event, State, Trainer, with_losses
 from babyjax.training.gradient import GradientTrainer
 
 SEEDS = "seeds.json"
@@ -42,11 +42,12 @@ class Trained(NamedTuple):
 
 
 class Job(NamedTuple):
-    """An open run, and what is trained in it."""
+    """An open run, what it learns, and how."""
 
     run: Run
     config: Config
     task: Task
+    trainer: Trainer
 
 
 Console = Callable[[int, int | None], Sink]
@@ -66,9 +67,8 @@ def train_side_by_side(jobs: Sequence[Job], log: Log | None, screen: Screen, con
     config = jobs[0].config
     pauses = config.train.eval_interval, config.checkpoint.interval
     with screen.status("compiling"):
-        trainers = [make_trainer(job.config, job.task) for job in jobs]
-        states = [job.run.restore(trainer.init()) for job, trainer in zip(jobs, trainers, strict=True)]
-        trainer = trainers[0]
+        states = [job.run.restore(job.trainer.init()) for job in jobs]
+        trainer = jobs[0].trainer
         if len(jobs) == 1:
             rows = ((event,) for event in trainer.run(states[0], pauses))
         else:
@@ -268,7 +268,8 @@ def _train_many(
         jobs = []
         for config in configs:
             run = stack.enter_context(Run.open(config, task.corpus, task.tokenizer, task.parts))
-            jobs.append(Job(run, config, task if run.step else grown(config, task)))
+            learned = task if run.step else grown(config, task)
+            jobs.append(Job(run, config, learned, make_trainer(config, learned)))
         for step in sorted({job.run.step for job in jobs}, reverse=True):
             group = [job for job in jobs if job.run.step == step]
             ended = train_side_by_side(group, log, screen, lambda step, total: BarSink(screen, name, step, total))

@@ -82,7 +82,8 @@ def _train(
                 screen.say(f"continuing from step {step:,}")
             return babyjax.ConsoleSink(screen, task.entropy, step, total)
 
-        state, event, received = babyjax.train_run(babyjax.Job(run, config, task), log, screen, console)
+        job = babyjax.Job(run, config, task, babyjax.make_trainer(config, task))
+        state, event, received = babyjax.train_run(job, log, screen, console)
         model = babyjax.whole(state.model) if config.model.is_v1 else None
         if event is None:
             _already_trained(config, run.step, screen)

@@ -141,13 +141,13 @@ class Block(nnx.Module):
         y = x if self.attention_norm is None else self.attention_norm(x)
         y, cache = self.attention(y, keys[0], cache, tap)
         y = tap("attention", dropout(y, rate, keys[1]))
-        x = x + y if residual else y
+        x = ops.computed_once(x + y) if residual else y
 
         if self.feed_forward is not None:
             y = x if self.feed_forward_norm is None else self.feed_forward_norm(x)
             y = self.feed_forward(y, tap)
             y = tap("feed_forward", dropout(y, rate, keys[2]))
-            x = x + y if residual else y
+            x = ops.computed_once(x + y) if residual else y
         return tap("residual", x), cache
 
 

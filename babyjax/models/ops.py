@@ -22,6 +22,8 @@ Cached = Float[Array, "B G S K"]
 Weights = Float[Array, "B H T S"]  # of attention
 ROWS_TOGETHER = 64  # of a matrix, from which its products with several kernels are computed as one
 TILE = 64  # columns of a product that a GPU works on together
+# On a CPU XLA removes barriers before it fuses operations, unless a program is compiled with these options.
+KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 Change = Callable[[Weights], Weights]
 _TARGET: ContextVar[Any] = ContextVar("target", default=None)
 
@@ -54,7 +56,8 @@ def matmul(
     # As one flat matrix: on a CPU the backward pass is a third faster than over several leading axes.
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     widens = dtype is not None and jnp.dtype(dtype).itemsize > x.dtype.itemsize
-    product: Any = _widening_matmul if widens else matmul_reference
+    tall = kernel.shape[0] > kernel.shape[1] and target().platform == "cpu"
+    product: Any = _widening_matmul if widens else _tall_matmul if tall else matmul_reference
     return product(rows, kernel, dtype).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -105,6 +108,26 @@ def _widening_backward(dtype, saved, gradient):
 
 
 _widening_matmul.defvjp(_widening_forward, _widening_backward)
+
+
+# On a CPU the product of two matrices whose rows are summed over is up to twice as fast if the result is wide, as is the
+# transpose of a tall kernel's gradient. Without the barrier XLA would transpose the factors instead of the result.
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _tall_matmul(x: Float[Array, "N D"], kernel: Float[Array, "D E"], dtype: str | None) -> Float[Array, "N E"]:
+    return matmul_reference(x, kernel, dtype)
+
+
+def _tall_forward(x, kernel, dtype):
+    return _tall_matmul(x, kernel, dtype), (x, kernel)
+
+
+def _tall_backward(dtype, saved, gradient):
+    x, kernel = saved
+    of_kernel = jax.lax.optimization_barrier(matmul_reference(gradient.T, x)).T
+    return matmul_reference(gradient, kernel.T), of_kernel
+
+
+_tall_matmul.defvjp(_tall_forward, _tall_backward)
 
 
 def cross_entropy_reference(logits: Float[Array, "*shape V"], targets: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -241,6 +264,14 @@ def spread(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     if "data" not in jax.sharding.get_abstract_mesh().axis_names:
         return x
     return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec("data"))
+
+
+def computed_once(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return `x`, which on a CPU no operation computes again if the program is compiled with `KEEP_BARRIERS`.
+
+    XLA sums the whole residual stream in every operation that reads it, since sums are cheap.
+    """
+    return jax.lax.optimization_barrier(x) if target().platform == "cpu" else x
 
 
 class KeyValueCache(NamedTuple):

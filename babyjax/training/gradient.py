@@ -17,6 +17,7 @@ from babyjax.config import OptimizerConfig, TrainConfig
 from babyjax.data.batches import is_mapped
 from babyjax.errors import DivergenceError
 from babyjax.models.base import LanguageModel
+from babyjax.models.ops import KEEP_BARRIERS
 from babyjax.processes import agreed
 from babyjax.text import duration, short
 from babyjax.training.devices import (
@@ -118,7 +119,8 @@ def _compiled(
     )
     state, tokens = shapes.arguments
     with jax.set_mesh(mesh) if mesh.size > 1 else nullcontext():
-        return advance.lower(state, tokens, 1, _hyper(np.zeros(state.step.shape, int), 1.0)).compile()
+        lowered = advance.lower(state, tokens, 1, _hyper(np.zeros(state.step.shape, int), 1.0))
+        return lowered.compile(KEEP_BARRIERS if jax.default_backend() == "cpu" else None)
 
 
 class GradientTrainer:

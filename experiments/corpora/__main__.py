@@ -151,7 +151,7 @@ def trained(path: str, folder: str, model: str, steps: str) -> Results:
         screen = babyjax.Screen(stderr=True)
         start = time.perf_counter()
         _, event, _ = babyjax.train_run(
-            babyjax.Job(run, config, task),
+            babyjax.Job(run, config, task, babyjax.make_trainer(config, task)),
             None,
             screen,
             lambda step, total: babyjax.ConsoleSink(screen, task.entropy, step, total),

@@ -36,9 +36,10 @@ def normal(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
+@pytest.mark.parametrize("width", [4, 2])  # wide and tall kernels
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 5, 3), (0, 3)])
-def test_matmul(shape):
-    assert_equal(ops.matmul, ops.matmul_reference, normal(*shape), normal(3, 4, seed=1))
+def test_matmul(shape, width):
+    assert_equal(ops.matmul, ops.matmul_reference, normal(*shape), normal(3, width, seed=1))
 
 
 @pytest.mark.parametrize("rows", [(), (0,), (ops.ROWS_TOGETHER - 1,), (2, ops.ROWS_TOGETHER)])

@@ -51,6 +51,14 @@ def test_a_finished_state_yields_nothing():
     assert next(ours.run(last.state), None) is None
 
 
+def test_a_cpu_keeps_the_residual_stream_instead_of_summing_it_again(monkeypatch):
+    compiled, programs = gradient._compiled, []
+    monkeypatch.setattr(gradient, "_compiled", lambda *arguments: programs.append(compiled(*arguments)) or programs[0])
+    ours = trainer("model=babygpt-v7-residual", "model.n_head=1", "model.n_layer=1")
+    next(ours.run(ours.init()))
+    assert "opt-barrier(" in programs[0].as_text()
+
+
 def poison(monkeypatch, change):
     """Let `change(losses, first)` replace the losses of a dispatch from step `first`."""
     real = gradient.make_advance
