@@ -172,7 +172,7 @@ def test_readmes_fit_a_page(name):
 def test_figures_in_the_readmes_are_on_record():
     names = {
         f"experiments/{name}/results.md"
-        for name in ("speed", "speed/laptop", "reference", "ngram", "recipes", "five_minutes", "speedrun")
+        for name in ("speed", "reference", "ngram", "recipes", "five_minutes", "speedrun")
     }
     recorded = Counter(numbers("".join(text_of(name) for name in names if (ROOT / name).exists())))
     shown = []

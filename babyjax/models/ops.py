@@ -110,8 +110,8 @@ def _widening_backward(dtype, saved, gradient):
 _widening_matmul.defvjp(_widening_forward, _widening_backward)
 
 
-# On a CPU the product of two matrices whose rows are summed over is up to twice as fast if the result is wide, as is the
-# transpose of a tall kernel's gradient. Without the barrier XLA would transpose the factors instead of the result.
+# On a CPU a product that sums over the rows of both factors is faster if its result is wide, so the gradient of a tall
+# kernel is computed transposed. Without the barrier XLA would transpose the factors instead of the result.
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _tall_matmul(x: Float[Array, "N D"], kernel: Float[Array, "D E"], dtype: str | None) -> Float[Array, "N E"]:
     return matmul_reference(x, kernel, dtype)
