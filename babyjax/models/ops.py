@@ -23,7 +23,7 @@ Weights = Float[Array, "B H T S"]  # of attention
 ROWS_TOGETHER = 64  # of a matrix, from which its products with several kernels are computed as one
 TILE = 64  # columns of a product that a GPU works on together
 # On a CPU XLA removes barriers before it fuses operations, unless a program is compiled with these options.
-KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+KEEP_BARRIERS: dict[str, str | bool] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 Change = Callable[[Weights], Weights]
 _TARGET: ContextVar[Any] = ContextVar("target", default=None)
 
