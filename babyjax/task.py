@@ -1,7 +1,7 @@
 """What is learned and how it is judged, and the trainer that learns it, from a config."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from babyjax.files import user_path
 from babyjax.interop.arpa import read_arpa
 from babyjax.models import make_model
 from babyjax.models.base import LanguageModel
+from babyjax.models.grow import grow
 from babyjax.runs.directory import LoadedRun, load_run
 from babyjax.training.events import Trainer
 from babyjax.training.exact import ExactTrainer
@@ -152,6 +153,25 @@ def _load_parts(config: MixtureConfig, corpus: Corpus | PreparedCorpus, tokenize
                 f"({corpus.name} by {tokenizer.name}); give the same data.path= and data.tokenizer="
             )
     return parts
+
+
+def grown(config: Config, task: Task) -> Task:
+    """Return the task of growing the run `train.grow_from`, if there is one.
+
+    Raises: RunError if that has another vocabulary.
+    """
+    if not config.train.grow_from:
+        return task
+    smaller = load_run(config.train.grow_from)
+    if smaller.tokenizer != task.tokenizer:
+        raise RunError(f"train.grow_from={config.train.grow_from} was trained with another vocabulary")
+    assert isinstance(config.model, BabyGPTConfig), "no other model is trained by gradient steps"
+    larger = config.model
+    return replace(
+        task,
+        initialize=lambda key: grow(smaller.model, larger, key),
+        origin=f"{smaller.config.choices.model} in {config.train.grow_from}, step {smaller.step:,}",
+    )
 
 
 def make_trainer(config: Config, task: Task) -> Trainer:

@@ -21,8 +21,8 @@ from babyjax import runner
 from babyjax.compare import CompareConfig, _differences, compare
 from babyjax.errors import ConfigError, DivergenceError, RunError
 from babyjax.options import config_to_dict
-from babyjax.runner import read_losses
 from babyjax.runs.manifest import read_manifest
+from babyjax.studies import read_losses
 from babyjax.sweep import combinations, name_of
 from babyjax.train import main as train
 

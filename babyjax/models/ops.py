@@ -269,7 +269,7 @@ def spread(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
 def computed_once(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Return `x`, which on a CPU no operation computes again if the program is compiled with `KEEP_BARRIERS`.
 
-    XLA sums the whole residual stream in every operation that reads it, since sums are cheap.
+    Otherwise XLA sums the whole residual stream again in every operation that reads it.
     """
     return jax.lax.optimization_barrier(x) if target().platform == "cpu" else x
 

@@ -80,7 +80,7 @@ def test_knowledge_is_of_the_longest_context_that_any_token_has_followed():
 
     tokens = np.append(TEXT[100:108], [V - 1, V - 1, V - 1])
     contexts = [tuple(tokens[: place + 1][-3:].tolist()) for place in range(len(tokens))]
-    found = MODEL.knowledge(jnp.asarray(tokens)[None])[0]
+    found = jax.jit(lambda tokens: MODEL.knowledge(tokens[None])[0])(jnp.asarray(tokens))
     np.testing.assert_allclose(found, list(map(expected, contexts)), rtol=1e-5, atol=1e-6)
     assert len(set(found[:, 2].tolist())) > 2
 

@@ -42,6 +42,22 @@ def test_matmul(shape, width):
     assert_equal(ops.matmul, ops.matmul_reference, normal(*shape), normal(3, width, seed=1))
 
 
+@pytest.mark.parametrize(("platform", "barriers"), [("cpu", True), ("gpu", False)])
+def test_barriers_are_for_a_cpu(monkeypatch, platform, barriers):
+    monkeypatch.setattr(ops, "target", lambda: SimpleNamespace(platform=platform))
+    for function, x in ((ops.computed_once, normal(2, 3)), (lambda x: ops.matmul(normal(4, 3), x), normal(3, 2))):
+        gradient = jax.make_jaxpr(jax.grad(lambda x, function=function: jnp.sin(function(x)).sum()))(x)
+        assert ("optimization_barrier" in str(gradient)) == barriers
+
+
+def test_the_gradient_of_a_tall_kernel_has_its_precision():
+    x, kernel = normal(5, 64).astype(jnp.bfloat16), normal(64, 4, seed=1).astype(jnp.bfloat16)
+    function = jax.grad(lambda x, kernel, matmul: jnp.sin(matmul(x, kernel)).sum(), argnums=(0, 1))
+    ours, theirs = (function(x, kernel, form) for form in (ops.matmul, ops.matmul_reference))
+    chex.assert_trees_all_equal_shapes_and_dtypes(ours, theirs)
+    chex.assert_trees_all_close(ours, theirs, atol=0.05, rtol=0.02)
+
+
 @pytest.mark.parametrize("rows", [(), (0,), (ops.ROWS_TOGETHER - 1,), (2, ops.ROWS_TOGETHER)])
 def test_matmuls(rows):
     def joined(form):
