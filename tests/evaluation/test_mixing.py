@@ -1,5 +1,6 @@
 """Weights of a mixture are the best, and are judged on tokens they have not seen."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest

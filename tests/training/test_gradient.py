@@ -51,12 +51,30 @@ def test_a_finished_state_yields_nothing():
     assert next(ours.run(last.state), None) is None
 
 
-def test_a_cpu_keeps_the_residual_stream_instead_of_summing_it_again(monkeypatch):
+def program_of(monkeypatch, *arguments: str):
+    """The compiled program of a trainer."""
     compiled, programs = gradient._compiled, []
-    monkeypatch.setattr(gradient, "_compiled", lambda *arguments: programs.append(compiled(*arguments)) or programs[0])
-    ours = trainer("model=babygpt-v7-residual", "model.n_head=1", "model.n_layer=1")
+    monkeypatch.setattr(gradient, "_compiled", lambda *given: programs.append(compiled(*given)) or programs[0])
+    ours = trainer(*arguments)
     next(ours.run(ours.init()))
-    assert "opt-barrier(" in programs[0].as_text()
+    monkeypatch.setattr(gradient, "_compiled", compiled)
+    return programs[0]
+
+
+def test_a_cpu_keeps_the_residual_stream_instead_of_summing_it_again(monkeypatch):
+    program = program_of(monkeypatch, "model=babygpt-v7-residual", "model.n_head=1", "model.n_layer=1")
+    assert "opt-barrier(" in program.as_text()
+
+
+@pytest.mark.slow
+def test_recomputing_unrolled_blocks_saves_memory(monkeypatch):
+    sizes = ("model=babygpt-v7-residual", "model.n_head=1", "model.n_embd=16", "model.block_size=32")
+    sizes += ("model.n_layer=4", "model.unroll=4")
+    kept, recomputed = (
+        program_of(monkeypatch, *sizes, f"model.remat={remat}").memory_analysis().temp_size_in_bytes
+        for remat in (False, True)
+    )
+    assert recomputed < 0.7 * kept
 
 
 def poison(monkeypatch, change):
