@@ -34,6 +34,13 @@ def pytest_addoption(parser: pytest.Parser):
     parser.addoption("--kills", type=int, default=3, help="how often the kill-and-resume test kills its run")
 
 
+def pytest_configure(config: pytest.Config):
+    # The workers of pytest-xdist, which start after this, share the cores: with more threads the products of NumPy and
+    # PyTorch would wait for each other.
+    if config.getoption("numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def shared_corpus(name: str) -> Corpus:
     path = SHARED / f"{name}.txt"
     if not path.is_file():

@@ -87,8 +87,9 @@ def test_a_rung_can_be_the_one_below_and_learns_from_there(lower, changes, upper
     chex.assert_trees_all_equal_structs(large, jax.eval_shape(lambda: BabyGPT(upper, V, jax.random.key(0))))
     assert_same_function(small, large)
     # Training reaches all that was added, but for a feed-forward without projection under a residual.
-    tokens, gradient_of = jnp.tile(jnp.arange(8), (2, 1)), jax.jit(jax.grad(sum_nats))
-    moved = jax.tree.map(lambda leaf, slope: leaf - 0.01 * slope, large, gradient_of(large, tokens, tokens + 1))
+    tokens, gradient_of = np.tile(np.arange(8, dtype=np.int32), (2, 1)), jax.jit(jax.grad(sum_nats))
+    large, gradient = jax.device_get((large, gradient_of(large, tokens, tokens + 1)))
+    moved = jax.tree.map(lambda leaf, slope: leaf - np.float32(0.01) * slope, large, gradient)
     slopes = named_arrays(gradient_of(moved, tokens, tokens + 1))
     still = {name for name, leaf in slopes.items() if not np.asarray(leaf).any()}
     assert still == (
