@@ -35,8 +35,8 @@ def pytest_addoption(parser: pytest.Parser):
 
 
 def pytest_configure(config: pytest.Config):
-    # The workers of pytest-xdist, which start after this, share the cores: with more threads the products of NumPy and
-    # PyTorch would wait for each other.
+    # Workers of pytest-xdist inherit this. With a thread per core in every worker, the matrix products of NumPy and
+    # PyTorch would have more threads than there are cores.
     if config.getoption("numprocesses", None):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
