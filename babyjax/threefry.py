@@ -19,7 +19,7 @@ Words = UInt32[Array, "..."]
 def threefry2x32(key_0: Words, key_1: Words, word_0: Words, word_1: Words) -> tuple[Words, Words]:
     """Return the two words of each counter, encrypted with the key. The arguments broadcast."""
     keys = key_0, key_1, key_0 ^ key_1 ^ np.uint32(PARITY)
-    word_0, word_1 = word_0 + key_0, word_1 + key_1
+    word_0, word_1 = word_0 + key_0, _opaque_sum(word_1, key_1)
     for group in range(5):
         for rotation in ROTATIONS[group % 2]:
             word_0 = word_0 + word_1
@@ -27,6 +27,15 @@ def threefry2x32(key_0: Words, key_1: Words, word_0: Words, word_1: Words) -> tu
         word_0 = word_0 + keys[(group + 1) % 3]
         word_1 = word_1 + keys[(group + 2) % 3] + np.uint32(group + 1)
     return word_0, word_1
+
+
+def _opaque_sum(a: Words, b: Words) -> Words:
+    """Return `a + b` in a form that LLVM does not take for a sum.
+
+    In a short loop over counters LLVM's loop strength reduction follows the sums of all rounds from the first, that of
+    the loop's own index, which takes up to a second per program.
+    """
+    return ((a | b) << 1) - (a ^ b)
 
 
 def unroll_threefry() -> None:
