@@ -118,7 +118,7 @@ def train(variant: Variant, seed: int, split: babyjax.Split, tokenizer: babyjax.
     tokens = jnp.asarray(split.train)
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def advance(state, average, count):
+    def advance(state, average, tokens, seed, count):
         def body(_, carry):
             state, average = carry
             batch = make_batch(tokens, seed, state.step, sizes.batch_size, block)
@@ -130,10 +130,10 @@ def train(variant: Variant, seed: int, split: babyjax.Split, tokenizer: babyjax.
 
     model = start_of(config, tokenizer.vocab_size, variant.silent)
     state, average = init_state(model, optimizer), jax.tree.map(jnp.copy, model)
-    program = advance.lower(state, average, 1).compile()
+    program = advance.lower(state, average, tokens, seed, 1).compile()
     clock, busy = time.perf_counter(), time.process_time()
     for done in range(0, sizes.steps, 50):
-        state, average = jax.block_until_ready(program(state, average, min(50, sizes.steps - done)))
+        state, average = jax.block_until_ready(program(state, average, tokens, seed, min(50, sizes.steps - done)))
     seconds, cpu = time.perf_counter() - clock, time.process_time() - busy
     evaluate = babyjax.ContextEvaluator(split, tokenizer.byte_lengths, block, STRIDE)
     losses = {"val": evaluate(state.model, ["val"])["val"].per_token}

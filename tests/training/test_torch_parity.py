@@ -1,5 +1,6 @@
 """Every rung in PyTorch beside ours: same parameters, batches, logits and losses. Needs the `bench` extra."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ def torch_losses(network, optimizer, config, steps, shape):
 
 def our_losses(model, config, steps, shape):
     advance = make_advance(lambda rate: make_optimizer(config, steps, rate), *shape)
-    state = init_state(model, make_optimizer(config, steps))
+    state = jax.jit(partial(init_state, optimizer=make_optimizer(config, steps)))(model)
     state, losses = advance(state, TOKENS, steps, Hyper(1, config.learning_rate))
     return state.model, losses[:steps]
 
