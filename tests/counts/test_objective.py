@@ -50,7 +50,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_whole_matrix(rng, monkeypatc
         return nats + penalty / 2 * factors.squares()
 
     with enable_x64(True):
-        value, gradient = jax.value_and_grad(reference)(jax.tree.map(jnp.asarray, factors))
+        value, gradient = jax.jit(jax.value_and_grad(reference))(jax.tree.map(jnp.asarray, factors))
     for rows in (2, V):  # chunks of rows, of which the last is not full
         monkeypatch.setattr(objective, "CHUNK_CELLS", rows * V)
         loss, ours = targets.loss_and_gradient(factors, penalty)

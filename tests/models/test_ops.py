@@ -52,8 +52,10 @@ def test_barriers_are_for_a_cpu(monkeypatch, platform, barriers):
 
 def test_the_gradient_of_a_tall_kernel_has_its_precision():
     x, kernel = normal(5, 64).astype(jnp.bfloat16), normal(64, 4, seed=1).astype(jnp.bfloat16)
-    function = jax.grad(lambda x, kernel, matmul: jnp.sin(matmul(x, kernel)).sum(), argnums=(0, 1))
-    ours, theirs = (function(x, kernel, form) for form in (ops.matmul, ops.matmul_reference))
+    ours, theirs = (
+        jax.jit(jax.grad(lambda x, kernel, form=form: jnp.sin(form(x, kernel)).sum(), argnums=(0, 1)))(x, kernel)
+        for form in (ops.matmul, ops.matmul_reference)
+    )
     chex.assert_trees_all_equal_shapes_and_dtypes(ours, theirs)
     chex.assert_trees_all_close(ours, theirs, atol=0.05, rtol=0.02)
 
@@ -142,7 +144,7 @@ def test_attention_weights_can_be_seen_and_changed():
         return jnp.zeros_like(weights).at[..., 0].set(weights.sum(axis=-1))
 
     for attend in (ops.attend, ops.attend_reference):
-        y = attend(q, k, v, see=first_token_only)
+        y = jax.jit(partial(attend, see=first_token_only))(q, k, v)
         chex.assert_trees_all_close(y, jnp.broadcast_to(jnp.repeat(v[:, :1], 3, axis=2), y.shape), atol=1e-6)
     fast, reference = (partial(attend, see=jnp.square) for attend in (ops.attend, ops.attend_reference))
     assert_equal(fast, reference, q, k, v)

@@ -90,11 +90,11 @@ def test_parameters_that_do_not_decay_stay_without_a_gradient(name, decay):
 
 def test_the_gradient_is_clipped_to_its_norm():
     model = network("babygpt")
-    gradient = jax.tree.map(lambda leaf: 100 * jnp.ones_like(leaf), model)
+    gradient = jax.tree.map(lambda leaf: np.full_like(leaf, 100), model)
     plain = ("optimizer=sgd", "optimizer.momentum=0", "optimizer.learning_rate=1")
     for clip, norm in ((2.5, 2.5), (1e9, norm_of(gradient))):
         optimizer = make_optimizer(options(*plain, f"optimizer.clip_norm={clip}"), 10)
-        updates, _ = optimizer.update(gradient, optimizer.init(model), model)
+        updates = jax.jit(lambda chosen=optimizer: chosen.update(gradient, chosen.init(model), model)[0])()
         assert float(norm_of(updates)) == pytest.approx(float(norm), rel=1e-4)
 
 
