@@ -13,6 +13,7 @@ from babyjax.config import BabyGPTConfig
 from babyjax.models.babygpt import BabyGPT
 from babyjax.trees import map_named
 
+V, BLOCK = 11, 8  # tests of small models of this size on batches of 3 rows share compiled programs
 LADDER = [name for name in recipes.MODELS if name not in ("bigram", "ngram", "mixture")]
 # These have no idea that another does not have.
 TWINS = ("gpt2-", "babygpt-v12", "llama-tiny", "qwen-tiny", "gpt-tiny", "gpt-small")
@@ -35,7 +36,7 @@ def small(name: str, **changes) -> BabyGPTConfig:
     """A rung at a size for tests. One or two blocks have every idea; three took longer to compile unrolled."""
     full = preset(name)
     width = 8 * full.n_head if full.n_layer else 16
-    size = {"block_size": 8, "n_embd": width, "n_layer": min(full.n_layer, 2), "vocab_size": None}
+    size = {"block_size": BLOCK, "n_embd": width, "n_layer": min(full.n_layer, 2), "vocab_size": None}
     if full.head_size is not None:
         size["head_size"] = 12  # not n_embd over n_head
     return full.replace(**size | changes)

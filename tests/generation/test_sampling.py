@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ladder import filled, logits_of, mostly_slow, small
+from ladder import BLOCK, V, filled, logits_of, mostly_slow, small
 
 from babyjax.errors import ConfigError, TokenError
 from babyjax.generation.sampling import ENDED, _generate, generate
 from babyjax.models.base import LanguageModel
 from babyjax.models.bigram import Bigram
 
-V, BLOCK, NEW = 11, 8, 21
+NEW = 21
 MODELS = {name: filled(small(name), V) for name in ("babygpt", "babygpt-v2-position", "babygpt-v6-blocks", "gpt2")}
 V1, GPT2 = MODELS["babygpt"], MODELS["gpt2"]
 PROMPTS = np.array([[0], [1], [2]], np.int32)
@@ -74,7 +74,7 @@ def by_the_stated_rule(model, prompt, count):
     size = model.context_length
     context, drawn = list(prompt)[-size:], []
     for _ in range(count):
-        padded = np.zeros((1, size), np.int32)
+        padded = np.zeros((3, size), np.int32)
         padded[0, : len(context)] = context
         drawn.append(int(jnp.argmax(logits_of(model, padded)[0, len(context) - 1])))
         if len(context) == size:

@@ -28,12 +28,12 @@ SIZES = {"vocab_size": V, "bos_token_id": None, "eos_token_id": None, "pad_token
 LLAMA = SIZES | {
     "hidden_size": 32,
     "intermediate_size": 40,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
 }
-GPT2 = SIZES | {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256}
+GPT2 = SIZES | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
 FAMILIES = {
     "llama": ("Llama", LLAMA | {"rope_theta": 5e5}),
     "llama-tied": ("Llama", LLAMA | {"tie_word_embeddings": True}),

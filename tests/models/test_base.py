@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ladder import QUICK_RUNGS, RUNGS, filled, logits_of, mostly_slow, small
+from ladder import BLOCK, QUICK_RUNGS, RUNGS, V, filled, logits_of, mostly_slow, small
 
 from babyjax import Mixture, estimate_ngram
 from babyjax.models.base import Decoder, LanguageModel
 from babyjax.models.bigram import Bigram
 
-V, BLOCK = 11, 8
 OTHERS = ("bigram", "ngram", "mixture")
 TOKENS = jax.random.randint(jax.random.key(0), (3, BLOCK), 0, V)
 

@@ -7,15 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ladder import LADDER, QUICK_RUNGS, RUNGS, filled, logits_of, mostly_slow, preset, small
+from ladder import BLOCK, LADDER, QUICK_RUNGS, RUNGS, V, filled, logits_of, mostly_slow, preset, small
 
 from babyjax.config import BabyGPTConfig
 from babyjax.errors import ConfigError
 from babyjax.models.babygpt import BabyGPT
 from babyjax.training.step import sum_nats
 
-V, T = 13, 8
-TOKENS = jax.random.randint(jax.random.key(7), (3, T), 0, V)
+TOKENS = jax.random.randint(jax.random.key(7), (3, BLOCK), 0, V)
 
 
 @pytest.fixture(params=mostly_slow(RUNGS, *QUICK_RUNGS))
@@ -26,31 +25,35 @@ def rung(request):
 
 def test_no_logit_depends_on_a_later_token(rung):
     """By gradients: what the network reads at a position reaches the logits from there on, and no earlier ones."""
-    model, tokens = filled(rung, V), jnp.arange(T)[None]
+    model, tokens = filled(rung, V), jnp.arange(BLOCK)[None]
 
     def mixed_logits(shift, position):
         logits, _ = model.capture(tokens, lambda name, _, value: value + shift if name == "embedding" else value)
         return logits[0, position] @ jnp.arange(1.0, V + 1)
 
-    gradients = jax.jit(jax.vmap(jax.grad(mixed_logits), (None, 0)))(jnp.zeros((T, rung.n_embd)), jnp.arange(T))
+    gradients = jax.jit(jax.vmap(jax.grad(mixed_logits), (None, 0)))(jnp.zeros((BLOCK, rung.n_embd)), jnp.arange(BLOCK))
     reached = np.abs(np.asarray(gradients)).sum(axis=2) > 0
-    np.testing.assert_array_equal(reached, np.tri(T, dtype=bool) if rung.n_layer else np.eye(T, dtype=bool))
+    np.testing.assert_array_equal(reached, np.tri(BLOCK, dtype=bool) if rung.n_layer else np.eye(BLOCK, dtype=bool))
 
 
 def test_rows_of_a_batch_do_not_mix(rung):
     model, order = filled(rung, V), jnp.array([2, 0, 1])
     logits = logits_of(model, TOKENS)
-    chex.assert_shape(logits, (3, T, V))
+    chex.assert_shape(logits, (3, BLOCK, V))
     chex.assert_trees_all_close(logits_of(model, TOKENS[order]), logits[order], atol=1e-5)
     chex.assert_trees_all_close(logits_of(model, TOKENS[:1, :5]), logits[:1, :5], atol=1e-5)
 
 
-@pytest.mark.parametrize("length", [1, 5])
-def test_padding_changes_nothing_before_it(rung, length):
+def test_padding_changes_nothing_before_it(rung):
     model = filled(rung, V)
-    padded = TOKENS.at[:, length:].set(0)
-    cut = logits_of(model, TOKENS[:1, :length])
-    chex.assert_trees_all_close(cut, logits_of(model, padded)[:1, :length], atol=1e-5)
+    cut = logits_of(model, TOKENS[:1, :5])
+    chex.assert_trees_all_close(cut, logits_of(model, TOKENS.at[:, 5:].set(0))[:1, :5], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", QUICK_RUNGS)
+def test_a_token_alone_has_the_logits_it_has_before_others(name):
+    model = filled(small(name), V)
+    chex.assert_trees_all_close(logits_of(model, TOKENS[:1, :1]), logits_of(model, TOKENS)[:1, :1], atol=1e-5)
 
 
 @cache
@@ -132,12 +135,12 @@ def test_dropout_needs_a_key_and_draws_anew_with_each():
 
 
 def test_more_tokens_than_a_block_are_refused_by_all_but_v1(rung):
-    model, tokens = filled(rung, V), jnp.zeros((1, T + 1), jnp.int32)
+    model, tokens = filled(rung, V), jnp.zeros((1, BLOCK + 1), jnp.int32)
     if rung.n_layer or rung.position == "learned":
         with pytest.raises(ConfigError, match="9 tokens do not fit a block of 8"):
             model(tokens)
     else:
-        assert model(tokens).shape == (1, T + 1, V)
+        assert model(tokens).shape == (1, BLOCK + 1, V)
 
 
 def test_a_block_of_one_token_reads_one():
@@ -151,7 +154,7 @@ def test_a_block_of_one_token_reads_one():
         ({"n_embd": 30}, "model.n_head=4 does not divide model.n_embd=30"),
         ({"n_embd": 0}, "model.n_head=4 does not divide model.n_embd=0"),
         ({"projection": False}, "model.feed_forward=4 needs model.projection=true"),
-        ({"vocab_size": 12}, "model.vocab_size=12 has no room for the 13 tokens"),
+        ({"vocab_size": 10}, "model.vocab_size=10 has no room for the 11 tokens"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change, complaint):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ladder import RUNGS, filled, logits_of, small
+from ladder import BLOCK, RUNGS, V, filled, logits_of, small
 
 from babyjax import BabyGPT, Hyper, batch_at, init_state, make_advance
 from babyjax.options import load_config
@@ -16,8 +16,8 @@ from babyjax.training.optimizer import make_optimizer
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (the bench extra)")
 from experiments.peers import torch_gpt  # noqa: E402
 
-V = 65
-TOKENS = jnp.asarray(np.random.default_rng(0).zipf(1.3, 20_000) % V, jnp.int32)
+CHARACTERS = 65  # of tinyshakespeare
+TOKENS = jnp.asarray(np.random.default_rng(0).zipf(1.3, 20_000) % CHARACTERS, jnp.int32)
 
 
 def torch_batch(step, shape):
@@ -54,14 +54,12 @@ def test_logits_and_50_steps_of_adamw_are_pytorchs(name):
     recipe = ("optimizer.warmup_steps=5", "optimizer.learning_rate=4e-3")
     optimizer_config: Any = load_config([f"model={name}", *recipe]).optimizer
     config = small(name, dropout=0.0)
-    model, shape = filled(config, V), (4, config.block_size)
-    network = torch_gpt.TorchGPT.like(model)
-    inputs, _ = torch_batch(0, shape)
+    model, inputs = filled(config, V), np.random.default_rng(0).integers(0, V, (3, BLOCK)).astype(np.int32)
     with torch.no_grad():
-        expected = network(inputs).numpy()
+        expected = torch_gpt.TorchGPT.like(model)(torch.tensor(inputs).long()).numpy()
     scale = max(1.0, np.abs(expected).max())
-    np.testing.assert_allclose(logits_of(model, jnp.asarray(inputs.numpy(), jnp.int32)), expected, atol=1e-5 * scale)
-    model = filled(config, V, spread=0.4)
+    np.testing.assert_allclose(logits_of(model, inputs), expected, atol=1e-5 * scale)
+    model, shape = filled(config, CHARACTERS, spread=0.4), (4, BLOCK)
     network = torch_gpt.TorchGPT.like(model)
     expected = torch_losses(network, torch_gpt.adamw(network, optimizer_config), optimizer_config, 50, shape)
     _, losses = our_losses(model, optimizer_config, 50, shape)
@@ -73,7 +71,7 @@ def test_logits_and_50_steps_of_adamw_are_pytorchs(name):
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_first_100_losses_of_the_seed_are_pytorchs(bias):
     config: Any = load_config([f"model.head_bias={bias}"])
-    model = BabyGPT(config.model, V, jax.random.key(0))
+    model = BabyGPT(config.model, CHARACTERS, jax.random.key(0))
     network = torch_gpt.TorchGPT.like(model)
     shape = (config.train.batch_size, config.model.block_size)
     expected = torch_losses(network, torch_gpt.adamw(network, config.optimizer), config.optimizer, 100, shape)
@@ -87,7 +85,7 @@ def test_the_first_100_losses_of_the_seed_are_pytorchs(bias):
 @pytest.mark.slow
 def test_sgd_with_momentum_and_decay_is_pytorchs():
     config = load_config(["optimizer=sgd", "optimizer.weight_decay=0.01", "optimizer.learning_rate=0.3"]).optimizer
-    model = filled(small("babygpt"), V)
+    model = filled(small("babygpt"), CHARACTERS)
     network = torch_gpt.TorchGPT.like(model)
     sgd = torch.optim.SGD(network.parameters(), lr=0.3, momentum=config.momentum, weight_decay=0.01)
     expected = torch_losses(network, sgd, config, 30, (4, 8))
