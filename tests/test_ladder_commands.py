@@ -17,10 +17,7 @@ from babyjax.train import main as train
 TEXT = "明月几时有?把酒问青天。不知天上宫阙,今夕是何年。" * 60
 RUN = "run_dir=run"
 # Between them these have every idea of a rung.
-COMMANDED = (
-    *("babygpt", "babygpt-v2-position", "babygpt-v6-blocks", "babygpt-v10-dropout"),
-    *("babygpt-v17-qknorm", "gpt2", "qwen3-0.6b"),
-)
+COMMANDED = ("babygpt", "babygpt-v2-position", "babygpt-v6-blocks", "babygpt-v10-dropout", "gpt2", "qwen3-0.6b")
 
 
 def options(name: str) -> list[str]:
@@ -92,7 +89,7 @@ def test_a_rung_trains_goes_on_evaluates_and_samples(call, tmp_path, text, name)
     assert rows_of(tmp_path / "run") == whole
 
     many = name != "babygpt"
-    splits = {"train": 1349, "val": 149} if name in ("babygpt", "babygpt-v17-qknorm") else {"val": 149}
+    splits = {"train": 1349, "val": 149} if name in ("babygpt", "gpt2") else {"val": 149}
     status, out, err = call("evaluate", RUN, "format=json", *(["split=val"] if len(splits) == 1 else []))
     assert (status, err) == (0, "")
     result = json.loads(out)
