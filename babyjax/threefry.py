@@ -30,10 +30,10 @@ def threefry2x32(key_0: Words, key_1: Words, word_0: Words, word_1: Words) -> tu
 
 
 def _opaque_sum(a: Words, b: Words) -> Words:
-    """Return `a + b` in a form that LLVM does not take for a sum.
+    """Return `a + b`, written so that LLVM does not recognize a sum.
 
-    In a short loop over counters LLVM's loop strength reduction follows the sums of all rounds from the first, that of
-    the loop's own index, which takes up to a second per program.
+    If it does, its loop strength reduction traces the sums of all rounds back to the index of a short loop, which can
+    add almost a second to the compilation of a program.
     """
     return ((a | b) << 1) - (a ^ b)
 

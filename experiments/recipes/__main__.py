@@ -117,6 +117,7 @@ def train(variant: Variant, seed: int, split: babyjax.Split, tokenizer: babyjax.
     make_batch = shuffled_batch if variant.shuffled else batch_at
     tokens = jnp.asarray(split.train)
 
+    # The seed is an argument, so that the compilation cache has one program for all seeds.
     @partial(jax.jit, donate_argnums=(0, 1))
     def advance(state, average, tokens, seed, count):
         def body(_, carry):

@@ -74,7 +74,7 @@ def by_the_stated_rule(model, prompt, count):
     size = model.context_length
     context, drawn = list(prompt)[-size:], []
     for _ in range(count):
-        padded = np.zeros((3, size), np.int32)
+        padded = np.zeros((3, size), np.int32)  # three rows, a shape that other tests compile too
         padded[0, : len(context)] = context
         drawn.append(int(jnp.argmax(logits_of(model, padded)[0, len(context) - 1])))
         if len(context) == size:

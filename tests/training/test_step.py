@@ -88,21 +88,18 @@ def test_a_run_cut_anywhere_equals_to_the_bit_the_run_that_was_not(cuts):
 
 
 def test_seeds_and_learning_rates_share_one_compilation():
-    def own_program(seed: int, rate: float):
-        config = CONFIG.replace(learning_rate=rate)
-        program = make_advance(lambda _: make_optimizer(config, 5000), batch_size=4, block_size=5)
-        return program(fresh_state(), TOKENS, 10, Hyper(seed, 0.0))
-
     shared = make_advance(lambda rate: make_optimizer(CONFIG, 5000, rate), batch_size=4, block_size=5)
-    losses = {}
-    for seed, rate in ((0, 1e-2), (0, 1e-3), (5, 1e-2), (5, 1e-3)):
-        state, losses[seed, rate] = shared(fresh_state(), TOKENS, 10, Hyper(seed, rate))
-        if (seed, rate) == (5, 1e-3):
-            expected, expected_losses = own_program(seed, rate)
-            chex.assert_trees_all_close(state, expected, rtol=1e-5, atol=1e-6)
-            np.testing.assert_allclose(losses[seed, rate], expected_losses, rtol=1e-5)
+    pairs = [(0, 1e-2), (0, 1e-3), (5, 1e-2), (5, 1e-3)]
+    results = {pair: shared(fresh_state(), TOKENS, 10, Hyper(*pair)) for pair in pairs}
     assert shared._cache_size() == 1
-    assert len({float(loss[9]) for loss in losses.values()}) == 4
+    assert len({float(losses[9]) for _, losses in results.values()}) == 4
+    for seed, rate in (pairs[0], pairs[-1]):
+        config = CONFIG.replace(learning_rate=rate)
+        own = make_advance(lambda _, config=config: make_optimizer(config, 5000), batch_size=4, block_size=5)
+        expected, expected_losses = own(fresh_state(), TOKENS, 10, Hyper(seed, 0.0))
+        state, losses = results[seed, rate]
+        chex.assert_trees_all_close(state, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
 
 
 @pytest.mark.slow
