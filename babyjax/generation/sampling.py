@@ -102,25 +102,23 @@ def _generate(model, prompts, lengths, key, limits, stops, max_new_tokens, top_k
     temperature, top_p, min_p = limits
     draw = jax.vmap(partial(sample_token, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p))
 
-    def add_token(loop, logits):
-        """Draw the next token of each row."""
-        token = draw(jax.vmap(jax.random.fold_in, (0, None))(keys, loop.drawn), logits[:, :vocab_size])
-        shown = jnp.where(loop.ended, ENDED, token)
-        return loop._replace(
-            drawn=loop.drawn + 1,
-            tokens=jax.lax.dynamic_update_index_in_dim(loop.tokens, shown, loop.drawn, axis=1),
-            last=token,
-            ended=loop.ended | (token[:, None] == stops).any(axis=1),
-        )
-
     def unfinished(loop):
         return (loop.drawn < max_new_tokens) & ~loop.ended.all()
 
     def read_token(loop):
         """Read the last token of each row, which has room for it, and draw the next."""
         logits, cache = decoder.extend(loop.cache, loop.last[:, None])
-        window = loop.window.at[rows, loop.length].set(loop.last)
-        return add_token(loop._replace(window=window, length=loop.length + 1, cache=cache), logits)
+        token = draw(jax.vmap(jax.random.fold_in, (0, None))(keys, loop.drawn), logits[:, :vocab_size])
+        shown = jnp.where(loop.ended, ENDED, token)
+        return _Loop(
+            drawn=loop.drawn + 1,
+            tokens=jax.lax.dynamic_update_index_in_dim(loop.tokens, shown, loop.drawn, axis=1),
+            last=token,
+            ended=loop.ended | (token[:, None] == stops).any(axis=1),
+            window=loop.window.at[rows, loop.length].set(loop.last),
+            length=loop.length + 1,
+            cache=cache,
+        )
 
     def drop_older_half(loop):
         """Make room in the rows that are full, by reading their newer half into an empty cache."""
@@ -139,15 +137,17 @@ def _generate(model, prompts, lengths, key, limits, stops, max_new_tokens, top_k
         loop = jax.lax.while_loop(lambda loop: unfinished(loop) & (loop.length < size).all(), read_token, loop)
         return jax.lax.cond(unfinished(loop), drop_older_half, lambda same: same, loop)
 
-    logits, cache = decoder.extend(decoder.init_cache(batch), prompts, lengths)
+    cache = decoder.init_cache(batch)
+    if prompts.shape[1] > 1:
+        cache = decoder.extend(cache, prompts, lengths - 1)[1]  # the loop reads the last token
     start = _Loop(
         drawn=jnp.int32(0),
         tokens=jnp.full((batch, max_new_tokens), ENDED, jnp.int32),
-        last=jnp.zeros(batch, jnp.int32),
+        last=prompts[rows, lengths - 1],
         ended=jnp.zeros(batch, bool),
         window=jnp.pad(prompts, ((0, 0), (0, size - prompts.shape[1]))),
-        length=lengths,
+        length=lengths - 1,
         cache=cache,
     )
     # If no row can become full, rereading is not compiled. Without a limit, writes past the window are dropped.
-    return jax.lax.while_loop(unfinished, read_until_full if limited else read_token, add_token(start, logits)).tokens
+    return jax.lax.while_loop(unfinished, read_until_full if limited else read_token, start).tokens

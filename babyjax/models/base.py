@@ -102,10 +102,10 @@ class Decoder:
     def extend(
         self, cache: Any, tokens: Int[Array, "B T"], counts: Int[Array, " B"] | None = None
     ) -> tuple[Float[Array, "B V"], Any]:
-        """Read the next `counts[b]` (default: all) of each row's `tokens`.
+        """Read the next `counts[b]` (default: all) of each row's `tokens`; it may be none.
 
-        Returns the logits after the last of them, and the new cache. No row may come to hold more than `capacity`
-        tokens, all of `tokens` included.
+        Returns the logits after the last of them, which mean nothing for a row of which none was read, and the new
+        cache. No row may come to hold more than `capacity` tokens, all of `tokens` included.
         """
         window, length = cache
         write = jax.vmap(lambda row, new, start: jax.lax.dynamic_update_slice_in_dim(row, new, start, axis=0))
@@ -132,5 +132,7 @@ class LastTokenDecoder(Decoder):
     def extend(
         self, cache: Int[Array, " B"], tokens: Int[Array, "B T"], counts: Int[Array, " B"] | None = None
     ) -> tuple[Float[Array, "B V"], Int[Array, " B"]]:
-        last = tokens[:, -1] if counts is None else tokens[jnp.arange(len(tokens)), counts - 1]
+        last = tokens[:, -1]
+        if counts is not None:
+            last = jnp.where(counts > 0, tokens[jnp.arange(len(tokens)), counts - 1], cache)
         return self.model(last[:, None])[:, 0], last
