@@ -145,9 +145,7 @@ def test_each_process_reads_its_own_windows_from_a_file(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("processes", "mesh", "steps"), [(1, "data", 300), (1, "fsdp", 300), (2, "fsdp", 12)], ids=str
-)
+@pytest.mark.parametrize(("processes", "mesh", "steps"), [(1, "data", 300), (1, "fsdp", 300), (2, "fsdp", 12)], ids=str)
 def test_a_transformer_on_eight_devices_has_the_losses_of_one(processes, mesh, steps, tmp_path):
     def train(run, processes, devices, mesh, steps):
         arguments = [*OPTIONS, *CONSTANT, f"train.steps={steps}", "train.eval_interval=12"]

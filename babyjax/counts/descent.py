@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jaxtyping import Array, Float, Int
-from scipy.optimize import minimize
 
 from babyjax.counts.factors import LEAST_SHARE, UNKNOWN, Factors, balance
 from babyjax.counts.objective import Targets
@@ -105,7 +105,7 @@ def lbfgs_step(descent: Descent, targets: Targets, penalty: float, dtype: type) 
 
     x = np.concatenate([part.ravel() for part in start])
     options = {"maxiter": ITERATIONS, "maxcor": ITERATIONS, "maxfun": 3 * ITERATIONS, "ftol": 0, "gtol": 0}
-    found = minimize(value_and_gradient, x, jac=True, method="L-BFGS-B", options=options)
+    found = scipy.optimize.minimize(value_and_gradient, x, jac=True, method="L-BFGS-B", options=options)
     return descent._replace(
         factors=factors_at(found.x),
         objective=np.array(float(found.fun)),

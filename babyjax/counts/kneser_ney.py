@@ -16,8 +16,8 @@ places before it, so no place waits for another: sorted by n-gram or context, a 
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Bool, Float, Int, Integer
-from scipy.optimize import minimize
 
 from babyjax.counts.ngrams import Level, count_ngrams, sum_before
 from babyjax.data.batches import TRAIN_FRACTION
@@ -255,7 +255,7 @@ def fit_discounts(
         away = (logits - prior) / len(text)
         return loss + ((logits - prior) * away).sum() / 2, (gradient * LARGEST * share * (1 - share) + away).ravel()
 
-    found = minimize(objective, prior.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 100})
+    found = scipy.optimize.minimize(objective, prior.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 100})
     discounts = LARGEST / (1 + np.exp(-found.x.reshape(order, 3)))
     return discounts, _loss_and_gradient(evidence, discounts, vocab_size)[0]
 

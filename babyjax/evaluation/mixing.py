@@ -7,8 +7,8 @@ cross-fit each half of a text gets the weights of the other half: none is judged
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from babyjax.data.batches import Split
@@ -44,7 +44,9 @@ def fit_gate(nats: PartNats, knowledge: Knowledge, size: int) -> Gate:
         return (gate**2).sum() / 2 - total.sum(), gradient.ravel()
 
     start = np.zeros(size * nats.shape[1])
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS, "ftol": 1e-9})
+    found = scipy.optimize.minimize(
+        objective, start, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS, "ftol": 1e-9}
+    )
     return to_gate @ found.x.reshape(size, -1)
 
 
