@@ -44,7 +44,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*shape D"], dtype: str | None = None) -> Float[Array, "*shape E"]:
         """Return the product in `dtype` (default: that of `x`)."""
-        return self.add_bias(ops.matmul(x, self.kernel[...].astype(x.dtype), dtype))
+        kernel = self.kernel[...].astype(x.dtype)
+        return ops.matmul(x, kernel, dtype) if self.bias is None else ops.affine(x, kernel, self.bias[...], dtype)
 
     def add_bias(self, y: Float[Array, "*shape E"]) -> Float[Array, "*shape E"]:
         """Return `y` plus the bias, if there is one."""

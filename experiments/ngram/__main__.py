@@ -43,8 +43,9 @@ MEGABYTES, MEMORY_ORDER = 50, 5
 class Text:
     """One text, its split, and the losses of n-grams on its validation split."""
 
-    def __init__(self, path: str):
-        self.path, self.config = path, babyjax.load_config(["model=gpt-tiny-2019", f"data.path={path}"])
+    def __init__(self, path: str, quick: bool):
+        sizes = ["model.n_embd=8", "model.n_head=2", "model.n_layer=1"] if quick else []
+        self.path, self.config = path, babyjax.load_config(["model=gpt-tiny-2019", *sizes, f"data.path={path}"])
         self.task = babyjax.load_task(self.config)
         self.split, self.vocab_size = self.task.split, self.task.tokenizer.vocab_size
 
@@ -145,7 +146,7 @@ def memory(megabytes: float) -> dict[str, Any]:
 def measure(path: str, quick: bool) -> dict[str, Any]:
     """Measure everything on one text."""
     orders, seeds, steps = (range(1, 4), SEEDS[:2], 4) if quick else (ORDERS, SEEDS, 2000)
-    text = Text(path)
+    text = Text(path, quick)
     by_order = []
     for order in orders:
         row: dict[str, float] = {"order": order}

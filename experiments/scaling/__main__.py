@@ -28,7 +28,7 @@ from experiments.record import Results, provenance, write_json
 from experiments.scaling.report import report
 
 MODULE = "experiments.scaling"
-STATES, ORDER, LAYERS, BLOCK_SIZE, BATCH_SIZE = 8, 4, 2, 32, 32
+RECIPE, STATES, ORDER, LAYERS, BLOCK_SIZE, BATCH_SIZE = "gpt-tiny", 8, 4, 2, 32, 32
 WIDTHS, SEEDS, VALIDATION = (8, 16, 32, 64), range(3), 1 << 18
 TOKENS = tuple(BATCH_SIZE * BLOCK_SIZE * steps for steps in (250, 500, 1000))
 
@@ -56,7 +56,7 @@ def network(text: Text, width: int, tokens: int, seed: int) -> tuple[int, float]
     sizes = f"model.n_embd={width} model.n_layer={LAYERS} model.n_head=4 model.n_kv_head=4"
     sizes += f" model.block_size={BLOCK_SIZE}"
     train = f"train.batch_size={BATCH_SIZE} train.steps={steps} train.seed={seed} optimizer.warmup_steps={steps // 20}"
-    config = babyjax.load_config(["model=gpt-tiny", *sizes.split(), *train.split()])
+    config = babyjax.load_config([f"model={RECIPE}", *sizes.split(), *train.split()])
     model_config, split = config.model, babyjax.Split(text.train[:tokens], text.val)
     assert isinstance(model_config, babyjax.BabyGPTConfig)
     trainer = GradientTrainer(

@@ -161,6 +161,7 @@ def test_rungs_are_measured_once_and_compared_with_the_one_below(tmp_path, monke
 @pytest.mark.slow
 def test_excess_losses_are_measured_and_reported(tmp_path, monkeypatch, capsys):
     scaling = import_module("experiments.scaling.__main__")
+    monkeypatch.setattr(scaling, "RECIPE", "babygpt-v8-projection")  # which compiles sooner
     monkeypatch.setattr(scaling, "LAYERS", 1)
     monkeypatch.setattr(sys, "argv", ["scaling", "--quick", "--out", str(tmp_path)])
     scaling.main()

@@ -60,6 +60,34 @@ def test_the_gradient_of_a_tall_kernel_has_its_precision():
     chex.assert_trees_all_close(ours, theirs, atol=0.05, rtol=0.02)
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "platform", "dtype", "is_row"),
+    [
+        ((2, 4), ops.WIDE, "cpu", None, True),
+        ((2, 4), ops.WIDE, "cpu", "float32", True),
+        ((2, 4), ops.WIDE, "gpu", None, False),
+        ((2, 4), ops.WIDE - 1, "cpu", None, False),
+        ((7,), ops.WIDE, "cpu", None, False),
+        ((), 3, "cpu", None, False),
+        ((0,), 3, "cpu", None, False),
+    ],
+)
+def test_a_bias_is_a_row_of_the_kernel_of_a_large_product_on_a_cpu(monkeypatch, rows, columns, platform, dtype, is_row):
+    monkeypatch.setattr(ops, "target", lambda: SimpleNamespace(platform=platform))
+    fast, reference = (partial(form, dtype=dtype) for form in (ops.affine, ops.affine_reference))
+    arguments = normal(*rows, 2), normal(2, columns, seed=1), normal(columns, seed=2)
+    assert ("concatenate" in str(jax.make_jaxpr(fast)(*arguments))) == is_row
+    assert_equal(fast, reference, *arguments)
+
+
+def test_a_bias_is_not_rounded_to_the_precision_of_the_factors():
+    x, kernel = (normal(*shape).astype(jnp.bfloat16) for shape in ((8, 2), (2, ops.WIDE)))
+    bias = normal(ops.WIDE, seed=2)
+    chex.assert_trees_all_equal(
+        ops.affine(x, kernel, bias, "float32") - bias, ops.matmul(x, kernel, "float32") + bias - bias
+    )
+
+
 @pytest.mark.parametrize("rows", [(), (0,), (ops.ROWS_TOGETHER - 1,), (2, ops.ROWS_TOGETHER)])
 def test_matmuls(rows):
     def joined(form):
