@@ -67,7 +67,7 @@ from .runs.directory import LoadedRun as LoadedRun
 from .runs.directory import load_run as load_run
 from .runs.directory import run_folder as run_folder
 from .runs.run import Run as Run
-from .runs.run import save_run as save_run
+from .runs.saving import save_run as save_run
 from .sinks import Log as Log
 from .sinks import find_log as find_log
 from .sinks import open_sinks as open_sinks

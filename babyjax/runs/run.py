@@ -16,17 +16,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import yaml
 
 from babyjax.config import Config
 from babyjax.data.corpus import Corpus
 from babyjax.data.prepared import PreparedCorpus
 from babyjax.data.tokenizer import Tokenizer
-from babyjax.errors import CheckpointError, ConfigError, RunError
+from babyjax.errors import CheckpointError, RunError
 from babyjax.files import finite_json, open_appending, refuse_link, remove_temporary, replace_file
-from babyjax.models import config_of_model
-from babyjax.models.base import LanguageModel
 from babyjax.options import arguments_of, config_to_dict, differences
 from babyjax.processes import agreed, alike, leads, several
 from babyjax.runs.arrays import UNFINISHED, begin_writing, check_arrays, digest_of, fill, place_in, to_save
@@ -38,7 +35,6 @@ from babyjax.runs.directory import (
     best_step,
     holds_run,
     load_arrays,
-    refuse_run,
     run_folder,
     saved_checkpoints,
     saved_config,
@@ -346,31 +342,6 @@ class Run:
                 self._metrics.close()
         # What is still being saved after an error may wait for a process that is lost.
         self._worker.shutdown(wait=not several())
-
-
-def save_run(model: LanguageModel, tokenizer: Tokenizer, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Save a model in memory as a run, which can be sampled, evaluated, exported and grown. Returns its folder.
-
-    The run is at step 0 and has no corpus. Its config.yaml has the options of the model and its closest preset.
-
-    Raises: ConfigError if the model is not a network, bigram or n-gram or has no room for the tokenizer's tokens,
-    RunError if the folder cannot be used or holds another run, DivergenceError if a number is NaN or infinite.
-    """
-    if model.vocab_size < tokenizer.vocab_size:
-        raise ConfigError(
-            f"a model of {model.vocab_size} tokens has no room for the {tokenizer.vocab_size} of the tokenizer"
-        )
-    folder = run_folder(path)
-    config = config_of_model(model, tokenizer.vocab_size)
-    config = config.replace(
-        data=config.data.replace(tokenizer=str(folder / "tokenizer.json")), run_dir=str(folder), overwrite=overwrite
-    )
-    refuse_run(folder, overwrite=overwrite)
-    with Run.open(config, Corpus("", ""), tokenizer) as run:
-        run.begin()
-        run.save(Event(0, State(np.int32(0), model, ()), np.empty(0), 0.0), first=True)
-        run.wait()
-    return folder
 
 
 def _remove_tree(path: Path) -> None:
