@@ -26,6 +26,7 @@ from experiments.processes import __main__ as experiment
 from experiments.processes.__main__ import HERE, OPTIONS, furthest, losses_of, start, text
 
 STEPS = 30
+FEW = 12  # for two processes, whose steps are slow
 # Without a schedule one compiled program serves runs of any number of steps.
 CONSTANT = ["optimizer.schedule=constant", "optimizer.warmup_steps=0"]
 # Most tests do not depend on what a network computes, so theirs compiles at once.
@@ -145,10 +146,12 @@ def test_each_process_reads_its_own_windows_from_a_file(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "mesh", "steps"), [(1, "data", 300), (1, "fsdp", 300), (2, "fsdp", 12)], ids=str)
+@pytest.mark.parametrize(
+    ("processes", "mesh", "steps"), [(1, "data", 300), (1, "fsdp", 300), (2, "fsdp", FEW)], ids=str
+)
 def test_a_transformer_on_eight_devices_has_the_losses_of_one(processes, mesh, steps, tmp_path):
     def train(run, processes, devices, mesh, steps):
-        arguments = [*OPTIONS, *CONSTANT, f"train.steps={steps}", "train.eval_interval=12"]
+        arguments = [*OPTIONS, *CONSTANT, f"train.steps={steps}", f"train.eval_interval={FEW}"]
         arguments += ["train.eval_tokens=500", f"train.mesh={mesh}", f"run_dir={run}"]
         for status, _, errors in finish(start(processes, devices, arguments)):
             assert status == 0, errors
@@ -163,7 +166,7 @@ def test_a_transformer_on_eight_devices_has_the_losses_of_one(processes, mesh, s
     evaluated = [
         (row["val_loss"], other["val_loss"]) for row, other in zip(ours, theirs, strict=False) if "val_loss" in row
     ]
-    assert len(evaluated) == steps // 12
+    assert len(evaluated) == steps // FEW
     assert all(loss == pytest.approx(expected, rel=1e-5) for loss, expected in evaluated)
 
 

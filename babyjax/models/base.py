@@ -102,9 +102,9 @@ class Decoder:
     def extend(
         self, cache: Any, tokens: Int[Array, "B T"], counts: Int[Array, " B"] | None = None
     ) -> tuple[Float[Array, "B V"], Any]:
-        """Read the next `counts[b]` (default: all) of each row's `tokens`; it may be none.
+        """Read the first `counts[b]` tokens of each row, which may be 0; by default all.
 
-        Returns the logits after the last of them, which mean nothing for a row of which none was read, and the new
+        Returns the logits after the last token read, which have no meaning for a row with a count of 0, and the new
         cache. No row may come to hold more than `capacity` tokens, all of `tokens` included.
         """
         window, length = cache
