@@ -55,9 +55,9 @@ from .options import load_config as load_config
 from .pictures import draw_comparison as draw_comparison
 from .pictures import draw_sweep as draw_sweep
 from .pictures import require_picture as require_picture
-from .processes import joined as joined
-from .processes import leads as leads
-from .processes import whole as whole
+from .processes import connected as connected
+from .processes import gather as gather
+from .processes import is_main_process as is_main_process
 from .recipes import presets as presets
 from .runner import Job as Job
 from .runner import introduce as introduce

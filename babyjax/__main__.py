@@ -4,7 +4,7 @@ import importlib
 import sys
 
 from babyjax import __version__
-from babyjax.cli import run_command, show
+from babyjax.cli import print_result, run_command
 from babyjax.config import unknown
 from babyjax.errors import ConfigError
 
@@ -49,9 +49,9 @@ def main() -> None:
 
 def _without_command(argv: list[str]) -> None:
     if not argv:
-        show(help_text(argv))
+        print_result(help_text(argv))
     elif argv[0] == "--version":
-        show(__version__)
+        print_result(__version__)
     elif "=" in argv[0]:
         raise ConfigError(f"the command is missing before {argv[0][:60]}; choose from {', '.join(COMMANDS)}")
     else:

@@ -18,7 +18,7 @@ from typing import NoReturn
 from babyjax.config import Options, choices_of, interval_of
 from babyjax.errors import BabyjaxError, LostError, OutOfMemoryError, debugging, is_out_of_memory
 from babyjax.files import discard, user_cache
-from babyjax.native_output import leave
+from babyjax.native_output import exit_at_once
 from babyjax.options import options_of
 
 
@@ -28,7 +28,7 @@ def run_command(main: Callable[[list[str]], int | None], help_text: Callable[[li
     Ctrl-C ends it as it ends any command, 130 to a shell. BABYJAX_DEBUG=1 in the environment shows tracebacks.
     """
     argv = sys.argv[1:]
-    _keep_standard_streams()
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a text may hold what the system's encoding does not have
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -38,17 +38,17 @@ def run_command(main: Callable[[list[str]], int | None], help_text: Callable[[li
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         if wanted := [argument for argument in argv if argument in ("-h", "--help", "help")]:
-            show(help_text([argument for argument in argv if argument not in wanted]))
+            print_result(help_text([argument for argument in argv if argument not in wanted]))
             sys.exit(0)
         sys.exit(main(argv) or 0)
     except BabyjaxError as error:
         _fail(error, error)
     except KeyboardInterrupt:
-        complain("interrupted")
+        print_error("interrupted")
         _exit(130)
     except Exception as error:
         if not is_out_of_memory(error):
-            if _others_wait():
+            if _is_multiprocess():
                 traceback.print_exc()
                 _exit(1)
             raise
@@ -57,7 +57,7 @@ def run_command(main: Callable[[list[str]], int | None], help_text: Callable[[li
         signal.signal(signal.SIGINT, previous)
 
 
-def show(text: str) -> None:
+def print_result(text: str) -> None:
     """Print the result of a command. Raises: BabyjaxError if standard output cannot be written."""
     stream = sys.stdout
     if stream is None:
@@ -72,7 +72,7 @@ def show(text: str) -> None:
         raise BabyjaxError(f"cannot write the result: {error.strerror}") from None
 
 
-def complain(sentence: str) -> None:
+def print_error(sentence: str) -> None:
     """Print a sentence to standard error, if there is one."""
     if sys.stderr is not None:
         try:
@@ -81,7 +81,7 @@ def complain(sentence: str) -> None:
             discard(sys.stderr)
 
 
-def _keep_standard_streams() -> None:
+def _open_closed_streams() -> None:
     """Open those that are closed: the next file would get their number, and with it what XLA says on them."""
     for number in range(3):
         try:
@@ -91,18 +91,18 @@ def _keep_standard_streams() -> None:
 
 
 def _fail(error: BabyjaxError, cause: Exception) -> NoReturn:
-    if debugging() and not _others_wait():
+    if debugging() and not _is_multiprocess():
         raise cause
     if debugging():
         traceback.print_exception(cause)
     elif isinstance(error, LostError):
-        leave(error.exit_status, lost=True)
+        exit_at_once(error.exit_status, lost=True)
     else:
-        complain(f"error: {' '.join(str(error).split())}")
+        print_error(f"error: {' '.join(str(error).split())}")
     _exit(error.exit_status)
 
 
-def _others_wait() -> bool:
+def _is_multiprocess() -> bool:
     """Return whether this process trains together with others, which wait for it in a step or a save."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
@@ -110,8 +110,8 @@ def _others_wait() -> bool:
 
 def _exit(status: int) -> NoReturn:
     """End a command that failed. JAX and Orbax would wait for the other processes first, and they for this one."""
-    if _others_wait():
-        leave(status)
+    if _is_multiprocess():
+        exit_at_once(status)
     sys.exit(status)
 
 
@@ -123,7 +123,7 @@ def command_line(command: str, *arguments: str) -> str:
     return shlex.join([*start, command, *arguments])
 
 
-def again(argv: list[str]) -> list[str]:
+def arguments_to_resume(argv: list[str]) -> list[str]:
     """Return the arguments that continue what was stopped."""
     return [argument for argument in argv if argument.partition("=")[0] != "overwrite"]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import babyjax
-from babyjax.cli import describe, prepare_jax, run_command, show
+from babyjax.cli import describe, prepare_jax, print_result, run_command
 from babyjax.config import Config, MovedConfig, Options, option, size
 from babyjax.errors import BabyjaxError, ConfigError, RunError
 from babyjax.files import finite_json, user_path
 from babyjax.options import options_of, read_options
-from babyjax.text import shown
+from babyjax.text import truncated
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # Tokens and places that are listed.
@@ -171,8 +171,8 @@ def _check_recipe(path: str, side: list[Member]) -> None:
         for key in first | other:
             if first.get(key) != other.get(key):
                 raise RunError(
-                    f"{path} does not hold seeds of one recipe: {key} is {shown(first.get(key))} in "
-                    f"{side[0].folder.name}, {shown(other.get(key))} in {member.folder.name}"
+                    f"{path} does not hold seeds of one recipe: {key} is {truncated(first.get(key))} in "
+                    f"{side[0].folder.name}, {truncated(other.get(key))} in {member.folder.name}"
                 )
 
 
@@ -333,10 +333,10 @@ def main(argv: list[str]) -> None:
         if picture is not None:
             update("drawing")
             babyjax.draw_comparison(result, picture)
-    show(json.dumps(finite_json(result), allow_nan=False) if config.format == "json" else _said(result))
+    print_result(json.dumps(finite_json(result), allow_nan=False) if config.format == "json" else _report(result))
 
 
-def _said(result: dict[str, Any]) -> str:
+def _report(result: dict[str, Any]) -> str:
     """Return the comparison as text."""
     size = f"{result['tokens']:,} tokens, " if result["tokens"] else ""
     unit = result["unit"].replace(" per ", "/")
@@ -379,7 +379,7 @@ def _token_text(tokenizer: "babyjax.Tokenizer", token: int) -> str:
 
 def _some(options: dict[str, Any], most: int = 6) -> str:
     """Return the first of the options that differ, each with its two values."""
-    said = [f"{key} ({shown(ours)}, {shown(theirs)})" for key, (ours, theirs) in options.items()]
+    said = [f"{key} ({truncated(ours)}, {truncated(theirs)})" for key, (ours, theirs) in options.items()]
     return ", ".join(said[:most]) + (f" and {len(said) - most} more" if len(said) > most else "")
 
 

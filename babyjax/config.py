@@ -7,14 +7,13 @@ and hashable, so that a model can keep its config as static data. Nothing here i
 import difflib
 from collections.abc import Sequence
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from babyjax.errors import ConfigError
-from babyjax.text import shown
+from babyjax.text import truncated
 
-Some = TypeVar("Some", bound="Options")
 MAX_NAMES = 110  # characters of the names that an error lists
 
 
@@ -52,14 +51,14 @@ class Options(BaseModel):
         """The name of an option as typed, "model.n_embd"."""
         return f"{cls.group}.{name}" if cls.group else name
 
-    def replace(self: Some, **changes: Any) -> Some:
+    def replace(self, **changes: Any) -> Self:
         """Return a validated copy with some options changed."""
         return type(self)(**{**dict(self), **changes})
 
 
 def unknown(what: str, given: str, known: list[str], elsewhere: Sequence[str] = ()) -> ConfigError:
     """The error for a name that does not exist, with the closest that does, here or `elsewhere`."""
-    given = shown(given)
+    given = truncated(given)
     group, _, name = given.rpartition(".")
     same_name = [key for key in known if key.rpartition(".")[2] == name]
     longer = [key for key in known if key.startswith(given)]
@@ -107,16 +106,18 @@ def choices_of(field: Any) -> tuple[str, ...]:
 def _sentence(cls: type[Options], error: Any) -> str:
     """One pydantic error in our words."""
     if not error["loc"]:
-        return f"{cls.group or 'the configuration'}={shown(error.get('input'))} is invalid: expected a {cls.__name__}"
+        return (
+            f"{cls.group or 'the configuration'}={truncated(error.get('input'))} is invalid: expected a {cls.__name__}"
+        )
     name, value, kind = str(error["loc"][0]), error.get("input"), error["type"]
     key, field = cls.key(name), cls.model_fields.get(name)
     if field is None:
         return str(unknown("option", key, [cls.key(known) for known in cls.model_fields]))
     if kind == "literal_error":
-        return str(unknown(f"value of {key}:", shown(value), list(choices_of(field))))
+        return str(unknown(f"value of {key}:", truncated(value), list(choices_of(field))))
     if kind in ("greater_than_equal", "greater_than", "less_than_equal", "less_than", "finite_number"):
-        return f"{key}={shown(value)} is out of range; it must lie in {interval_of(field)}"
-    return f"{key}={shown(value)} is invalid: {error['msg'].lower()}"
+        return f"{key}={truncated(value)} is out of range; it must lie in {interval_of(field)}"
+    return f"{key}={truncated(value)} is invalid: {error['msg'].lower()}"
 
 
 class ModelConfig(Options):
@@ -268,7 +269,7 @@ class DataConfig(Options):
     def _only_bpe_has_a_size(self) -> "DataConfig":
         if self.vocab_size and self.tokenizer != "bpe":
             raise ConfigError(
-                f"data.vocab_size={self.vocab_size} is for data.tokenizer=bpe, not {shown(self.tokenizer)}"
+                f"data.vocab_size={self.vocab_size} is for data.tokenizer=bpe, not {truncated(self.tokenizer)}"
             )
         return self
 
@@ -398,7 +399,7 @@ class ProcessesConfig(Options):
         if self.coordinator is not None:
             host, _, port = self.coordinator.rpartition(":")
             if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-                raise ConfigError(f"distributed.coordinator={shown(self.coordinator)} is not HOST:PORT")
+                raise ConfigError(f"distributed.coordinator={truncated(self.coordinator)} is not HOST:PORT")
         if self.process is not None and self.processes is not None and self.process >= self.processes:
             raise ConfigError(
                 f"distributed.process={self.process} is not one of distributed.processes={self.processes}, which count "

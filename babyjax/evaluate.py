@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import babyjax
-from babyjax.cli import describe, prepare_jax, run_command, show
+from babyjax.cli import describe, prepare_jax, print_result, run_command
 from babyjax.config import MovedConfig, Options, option, size
 from babyjax.errors import BabyjaxError, ConfigError
 from babyjax.files import finite_json, replace_file, user_path
@@ -157,9 +157,9 @@ def main(argv: list[str]) -> None:
     verification = result.get("verification")
     if config.format == "json":
         shown = {**result, "verification": verification.as_dict()} if verification else result
-        show(json.dumps(finite_json(shown), allow_nan=False))
+        print_result(json.dumps(finite_json(shown), allow_nan=False))
     else:
-        show(_table(config, result) + (f"\n\n{verification}" if verification else ""))
+        print_result(_table(config, result) + (f"\n\n{verification}" if verification else ""))
     if verification and not verification.passed:
         raise BabyjaxError(f"the losses cannot be trusted: {', '.join(verification.failed)} failed")
 

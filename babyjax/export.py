@@ -8,7 +8,7 @@ from typing import Literal
 import yaml
 
 import babyjax
-from babyjax.cli import describe, prepare_jax, run_command, show
+from babyjax.cli import describe, prepare_jax, print_result, run_command
 from babyjax.config import Options, option
 from babyjax.errors import BabyjaxError, ConfigError, RunError
 from babyjax.files import replace_file, user_path
@@ -140,7 +140,7 @@ def main(argv: list[str]) -> None:
     prepare_jax()
     with babyjax.Screen(stderr=True).status("writing the model") as update:
         path = export(config.run_dir, config.step, config.format, config.out, update)
-    show(f"written to {config.out or Path(config.run_dir, path.name)}")
+    print_result(f"written to {config.out or Path(config.run_dir, path.name)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`babyjax import path=DIR run_dir=...`: a Hugging Face directory as a run."""
 
 import babyjax
-from babyjax.cli import command_line, describe, prepare_jax, run_command, show
+from babyjax.cli import command_line, describe, prepare_jax, print_result, run_command
 from babyjax.config import Options, option, size
 from babyjax.errors import BabyjaxError, ConfigError
 from babyjax.files import user_path
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
         babyjax.save_run(model, tokenizer, config.run_dir, overwrite=config.overwrite)
     parameters = sum(leaf.size for leaf in babyjax.named_arrays(model).values())
     network = model.config
-    show(
+    print_result(
         f"{folder.name}: {parameters:,} parameters, {network.n_layer} blocks of width {network.n_embd}, "
         f"context of {network.block_size:,} tokens, vocabulary {tokenizer.vocab_size:,}\n"
         f"saved to  {config.run_dir}\n"

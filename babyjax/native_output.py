@@ -50,7 +50,7 @@ def _tell_reader(what: bytes) -> None:
         os.write(2, b"" if debugging() else what)
 
 
-def leave(status: int, *, lost: bool = False) -> NoReturn:
+def exit_at_once(status: int, *, lost: bool = False) -> NoReturn:
     """End this process at once, without waiting for its threads or for other processes.
 
     It has said how it ended, or has `lost` another process: the reader says so, once, since XLA may say it too.

@@ -16,7 +16,7 @@ from babyjax.data import documents
 from babyjax.errors import ConfigError
 from babyjax.files import read_text, user_path
 from babyjax.recipes import PRESETS, expand
-from babyjax.text import shown
+from babyjax.text import truncated
 
 GROUPS = tuple(Choices.model_fields)
 # Options that say where a run is and by which processes it is trained, and not what it is.
@@ -49,7 +49,7 @@ def parse_arguments(argv: list[str]) -> dict[str, str]:
     for argument in argv:
         key, equals, value = argument.partition("=")
         if not equals or not key or key.startswith("-"):
-            raise ConfigError(f"{shown(argument)!r} is not an option; options are written key=value (see --help)")
+            raise ConfigError(f"{truncated(argument)!r} is not an option; options are written key=value (see --help)")
         arguments[key] = value
     return arguments
 
@@ -66,12 +66,12 @@ def _read_value(key: str, text: str, field: Any) -> Any:
     if bool in kinds:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
-        raise ConfigError(f"{key}={shown(text)} is not true or false")
+        raise ConfigError(f"{key}={truncated(text)} is not true or false")
     number, what = (float, "a number") if float in kinds else (int, "an integer")
     try:
         return number(text)
     except ValueError:
-        raise ConfigError(f"{key}={shown(text)} is not {' or '.join([what, *words])}") from None
+        raise ConfigError(f"{key}={truncated(text)} is not {' or '.join([what, *words])}") from None
 
 
 def _build(kind: type[Options], values: dict[str, Any], arguments: dict[str, str], known: list[str]) -> Any:
@@ -91,7 +91,7 @@ def _build(kind: type[Options], values: dict[str, Any], arguments: dict[str, str
 
 def _read_file(path: str) -> dict[str, str]:
     """The options in a YAML file, nested or dotted, as if they had been typed. Raises: ConfigError."""
-    name = f"config={shown(path)}"
+    name = f"config={truncated(path)}"
     try:
         text = read_text(Path(path).expanduser(), MAX_FILE)
         depth = 0
@@ -103,13 +103,13 @@ def _read_file(path: str) -> dict[str, str]:
     except OSError as error:
         raise ConfigError(f"cannot read {name}: {error.strerror}") from None
     except (ValueError, RuntimeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{name} is not a file of options: {shown(' '.join(str(error).split()))}") from None
+        raise ConfigError(f"{name} is not a file of options: {truncated(' '.join(str(error).split()))}") from None
     arguments = {}
     for key, value in _flat(name, node) if node else ():
         if key == "config":
             raise ConfigError(f"{name} has the option config, which belongs on the command line")
         if key in arguments:
-            raise ConfigError(f"{name} has the option {shown(key)} twice")
+            raise ConfigError(f"{name} has the option {truncated(key)} twice")
         arguments[key] = value
     return arguments
 
@@ -122,7 +122,7 @@ def _flat(name: str, node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, s
         if not isinstance(key, yaml.ScalarNode):
             raise ConfigError(f"{name} has a list or table for a key; write key: value")
         if isinstance(value, yaml.SequenceNode):
-            raise ConfigError(f"{name}: {shown(prefix + key.value)} is a list, not one value")
+            raise ConfigError(f"{name}: {truncated(prefix + key.value)} is a list, not one value")
         if isinstance(value, yaml.ScalarNode):
             null = value.style is None and value.value in ("null", "~")  # not in quotes
             yield prefix + key.value, "" if null else value.value
@@ -254,7 +254,9 @@ def config_from_dict(values: Any) -> Config:
         }
         return Config(choices=choices, **groups, **nested, **rest)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"the configuration is incomplete ({type(error).__name__}: {shown(str(error))})") from None
+        raise ConfigError(
+            f"the configuration is incomplete ({type(error).__name__}: {truncated(str(error))})"
+        ) from None
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:
@@ -271,7 +273,7 @@ def differences(ours: Config, theirs: Config) -> list[str]:
     bound = {"train.steps"} if steps_are_bound(ours) else set()
     there = {key: value for key, value, _ in options_of(theirs)}
     return names or [
-        f"{key} is {shown(there[key])} there, {shown(value)} here"
+        f"{key} is {truncated(there[key])} there, {truncated(value)} here"
         for key, value, field in options_of(ours)
         if key in there and (key in bound or not field.json_schema_extra["free"]) and not _same(key, value, there[key])
     ]

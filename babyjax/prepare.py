@@ -3,7 +3,7 @@
 import time
 
 import babyjax
-from babyjax.cli import command_line, describe, run_command, show
+from babyjax.cli import command_line, describe, print_result, run_command
 from babyjax.config import DataConfig, Options, option
 from babyjax.errors import ConfigError, DataError
 from babyjax.files import user_path
@@ -57,10 +57,10 @@ def main(argv: list[str]) -> None:
         )
     finally:
         screen.close()
-    show(_said(config, corpus, time.perf_counter() - start))
+    print_result(_report(config, corpus, time.perf_counter() - start))
 
 
-def _said(config: PrepareConfig, corpus: "babyjax.PreparedCorpus", seconds: float) -> str:
+def _report(config: PrepareConfig, corpus: "babyjax.PreparedCorpus", seconds: float) -> str:
     what, data = corpus.description, config.data
     where = f"data.path={config.out or data.path}"
     tokenizer = [f"data.tokenizer={data.tokenizer}"] * (data.tokenizer != "char")

@@ -26,7 +26,7 @@ SILENCE_SECONDS = 30
 
 
 @contextmanager
-def joined(config: Config) -> Iterator[None]:
+def connected(config: Config) -> Iterator[None]:
     """Connect this process with the others, before anything else asks JAX for devices.
 
     What libraries print is held back until this process ends. Raises: ConfigError or ProcessError if the processes do
@@ -64,48 +64,50 @@ def _connect(config: Config) -> None:
         raise ProcessError(f"the processes did not find each other at {where}: {reason}") from error
 
 
-def several() -> bool:
+def is_multiprocess() -> bool:
     """Return whether other processes train this run too."""
     return jax.process_count() > 1
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Return whether this process writes the run and shows it."""
     return jax.process_index() == 0
 
 
-def agreed(number: int) -> int:
+def broadcast(number: int) -> int:
     """Return the number that process 0 has, an int32."""
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number))) if several() else number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number))) if is_multiprocess() else number
 
 
-def alike(text: str) -> bool:
+def same_everywhere(text: str) -> bool:
     """Return whether all processes have the same text."""
-    digests = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode()))) if several() else np.zeros(1)
+    if not is_multiprocess():
+        return True
+    digests = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
     return bool((digests == digests[0]).all())
 
 
-def highest(number: int) -> int:
+def max_over_processes(number: int) -> int:
     """Return the highest number that a process has, an int32."""
-    return int(multihost_utils.process_allgather(np.int32(number)).max()) if several() else number
+    return int(multihost_utils.process_allgather(np.int32(number)).max()) if is_multiprocess() else number
 
 
-def total(sums: UInt32[np.ndarray, " N"]) -> UInt32[np.ndarray, " N"]:
+def sum_over_processes(sums: UInt32[np.ndarray, " N"]) -> UInt32[np.ndarray, " N"]:
     """Add up what each process has, modulo 2**32."""
-    return multihost_utils.process_allgather(sums).sum(axis=0, dtype=np.uint32) if several() else sums
+    return multihost_utils.process_allgather(sums).sum(axis=0, dtype=np.uint32) if is_multiprocess() else sums
 
 
-def place(array: Shaped[np.ndarray, "..."], where: Sharding) -> Array:
+def to_devices(array: Shaped[np.ndarray, "..."], where: Sharding) -> Array:
     """Put on devices an array that every process has. Each process puts its own shards."""
     return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
 
-def whole(tree: Tree) -> Tree:
+def gather(tree: Tree) -> Tree:
     """Return a pytree on this process's own devices, if other processes have parts of it."""
-    return jax.tree.map(on_host, tree) if several() else tree
+    return jax.tree.map(to_host, tree) if is_multiprocess() else tree
 
 
-def on_host(array: Any) -> Shaped[np.ndarray, "..."]:
+def to_host(array: Any) -> Shaped[np.ndarray, "..."]:
     """Return the whole of an array of which each process may have a part."""
     if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
         return multihost_utils.process_allgather(array, tiled=True)

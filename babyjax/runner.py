@@ -5,12 +5,12 @@ from contextlib import ExitStack
 from itertools import chain
 from typing import NamedTuple
 
-from babyjax.cli import command_line, complain, stop_signals
+from babyjax.cli import command_line, print_error, stop_signals
 from babyjax.config import Config, NGramConfig
 from babyjax.data.prepared import PreparedCorpus
 from babyjax.errors import DivergenceError, is_out_of_memory
 from babyjax.options import config_to_dict
-from babyjax.processes import highest, leads, several
+from babyjax.processes import is_main_process, is_multiprocess, max_over_processes
 from babyjax.runs.run import Run
 from babyjax.sinks import Log, Sink, Sinks, open_sinks
 from babyjax.sinks.console import Screen
@@ -71,15 +71,15 @@ def train_side_by_side(jobs: Sequence[Job], log: Log | None, screen: Screen, con
     with ExitStack() as stack:
         sinks = [
             stack.enter_context(
-                open_sinks(show, log if leads() else None, job.run.folder, step, config_to_dict(job.config))
+                open_sinks(show, log if is_main_process() else None, job.run.folder, step, config_to_dict(job.config))
             )
             for job, show in zip(jobs, shows, strict=True)
         ]
         events, received = _record(chain([events], rows), jobs, sinks)
     failures = [failure for each in sinks for failure in each.failures]
-    failures += [_unverified(event, job) for event, job in zip(events, jobs, strict=True) if event.last]
-    for failure in dict.fromkeys(filter(None, failures)) if leads() else ():
-        complain(f"warning: {failure}")
+    failures += [_verification_warning(event, job) for event, job in zip(events, jobs, strict=True) if event.last]
+    for failure in dict.fromkeys(filter(None, failures)) if is_main_process() else ():
+        print_error(f"warning: {failure}")
     return [Trained(event.state, event, received) for event in events]
 
 
@@ -95,13 +95,11 @@ def _record(
         try:
             for row in rows:
                 events = [with_losses(event, job.task.evaluate, interval) for event, job in zip(row, jobs, strict=True)]
-                events = [
-                    _verified(event, job) if event.last else event for event, job in zip(events, jobs, strict=True)
-                ]
+                events = [_verify(event, job) if event.last else event for event, job in zip(events, jobs, strict=True)]
                 for event, job, show in zip(events, jobs, sinks, strict=True):
                     job.run.record(event, evaluated=event.step % interval == 0)
                     show(event)
-                if signal := highest(received[0] if received else 0):
+                if signal := max_over_processes(received[0] if received else 0):
                     break
             assert events, "a trainer yields at least one event"
             for event, job in zip(events, jobs, strict=True):
@@ -115,17 +113,17 @@ def _record(
     return events, signal or (received[0] if received else 0)
 
 
-def _verified(event: Event, job: Job) -> Event:
+def _verify(event: Event, job: Job) -> Event:
     """Verify the model of the last event. Returns the event with the report, or as it is if memory is exhausted."""
     try:
         return event._replace(verification=job.task.verify(event.state.model))
     except Exception as error:
-        if several() or not is_out_of_memory(error):  # other processes would wait for this one
+        if is_multiprocess() or not is_out_of_memory(error):  # other processes would wait for this one
             raise
         return event
 
 
-def _unverified(event: Event, job: Job) -> str:
+def _verification_warning(event: Event, job: Job) -> str:
     """Return the warning about a finished run that failed its verification or was not verified, else nothing."""
     run_dir, verification = job.config.run_dir, event.verification
     how = command_line("evaluate", f"run_dir={run_dir}", "verify=true")
@@ -155,7 +153,7 @@ def introduce(config: Config, task: Task, screen: Screen) -> None:
 
 def say_ngram(config: Config, task: Task, screen: Screen) -> None:
     """Say what counting reaches on the same text, unless the model itself counts n-grams."""
-    if not isinstance(config.model, NGramConfig) and leads():
+    if not isinstance(config.model, NGramConfig) and is_main_process():
         with screen.status("counting n-grams to compare with"):
             order, val, counted = task.ngram.order, task.ngram.val, task.ngram.counted
         of = "" if counted == len(task.split.train) else f" of {counted:,} training tokens"

@@ -1,12 +1,12 @@
 """`babyjax sample run_dir=...`: text from a trained model."""
 
 import babyjax
-from babyjax.cli import describe, prepare_jax, run_command, show
+from babyjax.cli import describe, prepare_jax, print_result, run_command
 from babyjax.config import Options, count, option, size
 from babyjax.data.documents import END_OF_TEXT
 from babyjax.errors import ConfigError
 from babyjax.options import read_options
-from babyjax.text import shown
+from babyjax.text import truncated
 
 
 class SampleConfig(Options):
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
         raise ConfigError("run_dir=DIR is missing: name the run to sample from")
     prepare_jax()
     samples = _sample(config, babyjax.load_run(config.run_dir, config.step))
-    show("\n\n---\n\n".join(samples))
+    print_result("\n\n---\n\n".join(samples))
 
 
 def _sample(config: SampleConfig, run: "babyjax.LoadedRun") -> list[str]:
@@ -55,7 +55,7 @@ def _sample(config: SampleConfig, run: "babyjax.LoadedRun") -> list[str]:
     stop_tokens = run.tokenizer.encode(config.stop)
     if len(stop_tokens) not in (1, len(config.stop)):
         raise ConfigError(
-            f"stop={shown(config.stop)} is neither one token nor characters of one token each, of this "
+            f"stop={truncated(config.stop)} is neither one token nor characters of one token each, of this "
             f"{run.tokenizer.name} tokenizer"
         )
     require_memory(8 * config.num_samples * config.max_new_tokens, "a text of this many tokens")

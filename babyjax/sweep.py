@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import babyjax
-from babyjax.cli import again, command_line, complain, prepare_jax, run_command
+from babyjax.cli import arguments_to_resume, command_line, prepare_jax, print_error, run_command
 from babyjax.config import Config, MixtureConfig, kinds_of
 from babyjax.errors import BabyjaxError, ConfigError, DivergenceError, OutOfMemoryError
 from babyjax.options import all_arguments, load_config, options_of
@@ -111,7 +111,7 @@ def main(argv: list[str]) -> int:
         babyjax.draw_sweep(result, folder / PICTURE)
         screen.say(f"picture   {folder / PICTURE}")
     if screen.failure:
-        complain(f"error: the sweep in {folder} is done and saved, but showing it failed: {screen.failure}")
+        print_error(f"error: the sweep in {folder} is done and saved, but showing it failed: {screen.failure}")
     return 1 if screen.failure else 0
 
 
@@ -176,7 +176,7 @@ def _at_the_edge(trials: list[dict[str, str]], best: dict[str, str]) -> list[str
 
 
 def _stopped(argv: list[str], received: int, screen: "babyjax.Screen") -> int:
-    screen.say(f"next      {command_line('sweep', *again(argv))}")
+    screen.say(f"next      {command_line('sweep', *arguments_to_resume(argv))}")
     return 128 + received
 
 

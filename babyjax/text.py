@@ -1,15 +1,15 @@
 """Numbers and texts as people read them."""
 
-SHOWN = 60  # characters of a value in an error message
+LENGTH = 60  # characters of a value in an error message
 
 
-def shown(value: object) -> str:
-    """Return a value as text, without what is past its first characters."""
+def truncated(value: object) -> str:
+    """Return a value as text, cut after its first 60 characters."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= LENGTH else f"{text[:LENGTH]}..."
 
 
-def short(number: float) -> str:
+def compact(number: float) -> str:
     """Return 1234567 as "1.23M": for rates and counts."""
     power, unit = next(
         ((power, unit) for power, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")) if number >= 10**power), (0, "")

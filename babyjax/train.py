@@ -3,7 +3,7 @@
 from textwrap import fill
 
 import babyjax
-from babyjax.cli import again, command_line, complain, describe, prepare_jax, run_command, stop_signals
+from babyjax.cli import arguments_to_resume, command_line, describe, prepare_jax, print_error, run_command, stop_signals
 from babyjax.config import Config
 from babyjax.options import GROUPS, load_config, presets_of, steps_are_bound
 
@@ -51,9 +51,9 @@ def main(argv: list[str]) -> int:
         return _main(config, argv, screen)
     if chosen.process == 0 and chosen.processes != 1:
         screen.say(f"waiting at {chosen.coordinator} for all {chosen.processes} processes")
-    with babyjax.joined(config):
+    with babyjax.connected(config):
         prepare_jax()
-        return _main(config, argv, babyjax.Screen(silent=not babyjax.leads()))
+        return _main(config, argv, babyjax.Screen(silent=not babyjax.is_main_process()))
 
 
 def _main(config: Config, argv: list[str], screen: "babyjax.Screen") -> int:
@@ -64,7 +64,7 @@ def _main(config: Config, argv: list[str], screen: "babyjax.Screen") -> int:
     if received:
         return 128 + received
     if screen.failure:
-        complain(f"error: {config.run_dir} is trained and saved, but showing it failed: {screen.failure}")
+        print_error(f"error: {config.run_dir} is trained and saved, but showing it failed: {screen.failure}")
     return 1 if screen.failure else 0
 
 
@@ -84,7 +84,7 @@ def _train(
 
         job = babyjax.Job(run, config, task, babyjax.make_trainer(config, task))
         state, event, received = babyjax.train_run(job, log, screen, console)
-        model = babyjax.whole(state.model) if config.model.is_v1 else None
+        model = babyjax.gather(state.model) if config.model.is_v1 else None
         if event is None:
             _already_trained(config, run.step, screen)
         elif not event.last:
@@ -93,7 +93,7 @@ def _train(
         else:
             _conclude(event, config, task, screen)
             received = 0  # a signal in the last moment stopped nothing
-        if model is not None and babyjax.leads() and not run.has_decomposition():
+        if model is not None and babyjax.is_main_process() and not run.has_decomposition():
             with stop_signals() as signals:
                 _decompose(model, config, task, run, screen, signals)
             received = signals[0] if signals else 0
@@ -108,7 +108,7 @@ def _train_seeds(
     losses, received = babyjax.train_seeds(config, task, log, screen)
     if received:
         screen.say(f"\nstopped   {len(losses)} of {config.train.seeds} seeds are trained")
-        screen.say(f"next      {command_line('train', *again(argv))}")
+        screen.say(f"next      {command_line('train', *arguments_to_resume(argv))}")
     else:
         babyjax.say_seeds(config, task, losses, screen)
     return received
@@ -145,8 +145,8 @@ def _already_trained(config: Config, step: int, screen: "babyjax.Screen") -> Non
 
 def _stopped(step: int, config: Config, argv: list[str], screen: "babyjax.Screen") -> None:
     screen.say(f"\nstopped   after step {step:,}; {'saved' if step else 'nothing to save'}")
-    arguments = [each for each in again(argv) if not each.startswith("distributed.process=")]
-    own = ", with its own distributed.process=" * (len(arguments) < len(again(argv)))
+    arguments = [each for each in arguments_to_resume(argv) if not each.startswith("distributed.process=")]
+    own = ", with its own distributed.process=" * (len(arguments) < len(arguments_to_resume(argv)))
     everywhere = f"in every process{own}: " if config.is_distributed else ""
     screen.say(f"next      {everywhere}{command_line('train', *arguments)}")
 

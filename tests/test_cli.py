@@ -11,7 +11,7 @@ import pytest
 from babyjax import __version__
 from babyjax.__main__ import COMMANDS
 from babyjax.__main__ import main as babyjax_main
-from babyjax.cli import command_line, describe, run_command, show, stop_signals
+from babyjax.cli import command_line, describe, print_result, run_command, stop_signals
 from babyjax.config import Config
 from babyjax.errors import BabyjaxError, ConfigError, DataError
 from babyjax.sample import SampleConfig
@@ -236,10 +236,13 @@ def test_a_file_of_ours_never_becomes_a_closed_standard_stream():
 def test_showing_what_cannot_be_shown_is_an_error(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(BabyjaxError, match="standard output is closed"):
-        show("text")
+        print_result("text")
 
 
 def test_text_is_utf8_whatever_the_terminal_says(monkeypatch):
-    program = "from babyjax.cli import run_command, show\nrun_command(lambda argv: show('明\\udcff'), lambda argv: '')"
+    program = (
+        "from babyjax.cli import print_result, run_command\n"
+        "run_command(lambda argv: print_result('明\\udcff'), lambda argv: '')"
+    )
     ran = python("-c", program, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (ran.returncode, ran.stdout) == (0, "明\\udcff\n")

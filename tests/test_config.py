@@ -14,7 +14,7 @@ from babyjax.config import (
     interval_of,
 )
 from babyjax.errors import ConfigError
-from babyjax.text import shown
+from babyjax.text import truncated
 
 
 def test_defaults_are_those_of_the_published_script():
@@ -129,5 +129,5 @@ def test_every_option_has_a_default_a_short_help_and_a_range(kind):
 
 
 def test_a_long_value_is_shortened():
-    assert shown("a" * 61) == "a" * 60 + "..."
-    assert (shown(True), shown(None), shown(0.5)) == ("true", "None", "0.5")
+    assert truncated("a" * 61) == "a" * 60 + "..."
+    assert (truncated(True), truncated(None), truncated(0.5)) == ("true", "None", "0.5")

@@ -383,9 +383,9 @@ def test_a_run_does_not_know_its_processes():
 
 
 def test_one_process_agrees_with_itself():
-    assert (processes.agreed(7), processes.highest(3), processes.alike("x")) == (7, 3, True)
-    assert processes.leads()
-    assert not processes.several()
+    assert (processes.broadcast(7), processes.max_over_processes(3), processes.same_everywhere("x")) == (7, 3, True)
+    assert processes.is_main_process()
+    assert not processes.is_multiprocess()
 
 
 def test_the_report_is_that_of_its_record():

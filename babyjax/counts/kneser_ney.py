@@ -26,9 +26,9 @@ from babyjax.models.ngram import MAX_ORDER, NGram
 
 # lmplz of KenLM has these where the formula has no value.
 FALLBACK = (0.5, 1.0, 1.5)
-LARGEST = np.array([1.0, 2.0, 3.0])  # a discount cannot exceed the count that it is taken from
+MAX_DISCOUNTS = np.array([1.0, 2.0, 3.0])  # a discount cannot exceed the count that it is taken from
 
-WORTH = 1e-3  # nats per token that one more token of context must bring
+MIN_GAIN = 1e-3  # nats per token that one more token of context must bring
 
 Discounts = Float[np.ndarray, "n 3"]
 
@@ -62,7 +62,7 @@ def discounts_of(counts_of_counts: Int[np.ndarray, "*T 4"]) -> Float[np.ndarray,
     with np.errstate(divide="ignore", invalid="ignore"):
         y = one / (one + 2 * two)
         estimates = np.stack([1 - 2 * y * two / one, 2 - 3 * y * three / two, 3 - 4 * y * four / three], axis=-1)
-    valid = ((estimates > 0) & (estimates <= LARGEST)).all(axis=-1, keepdims=True)
+    valid = ((estimates > 0) & (estimates <= MAX_DISCOUNTS)).all(axis=-1, keepdims=True)
     return np.where(valid, estimates, FALLBACK)
 
 
@@ -225,7 +225,7 @@ def choose_fitted(tokens: Integer[np.ndarray, " L"], vocab_size: int) -> tuple[i
     discounts, loss = fit_discounts(tokens, vocab_size, order)
     while order < MAX_ORDER:
         longer, lower = fit_discounts(tokens, vocab_size, order + 1)
-        if loss - lower < WORTH:
+        if loss - lower < MIN_GAIN:
             break
         order, discounts, loss = order + 1, longer, lower
     return order, discounts
@@ -245,18 +245,19 @@ def fit_discounts(
         counted = text = tokens
     evidence = evidence_of(counted, text, vocab_size, order, adaptive=adaptive)
     published = np.stack([each.discounts.reshape(-1, 3)[0] for each in evidence])
-    share = np.clip(published / LARGEST, 0.01, 0.99)
+    share = np.clip(published / MAX_DISCOUNTS, 0.01, 0.99)
     prior = np.log(share / (1 - share))
 
     def objective(flat):
         logits = flat.reshape(order, 3)
         share = 1 / (1 + np.exp(-logits))
-        loss, gradient = _loss_and_gradient(evidence, share * LARGEST, vocab_size)
+        loss, gradient = _loss_and_gradient(evidence, share * MAX_DISCOUNTS, vocab_size)
         away = (logits - prior) / len(text)
-        return loss + ((logits - prior) * away).sum() / 2, (gradient * LARGEST * share * (1 - share) + away).ravel()
+        slope = gradient * MAX_DISCOUNTS * share * (1 - share) + away
+        return loss + ((logits - prior) * away).sum() / 2, slope.ravel()
 
     found = scipy.optimize.minimize(objective, prior.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 100})
-    discounts = LARGEST / (1 + np.exp(-found.x.reshape(order, 3)))
+    discounts = MAX_DISCOUNTS / (1 + np.exp(-found.x.reshape(order, 3)))
     return discounts, _loss_and_gradient(evidence, discounts, vocab_size)[0]
 
 

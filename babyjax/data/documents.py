@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 
 from babyjax.errors import DataError
-from babyjax.text import shown
+from babyjax.text import truncated
 
 END_OF_TEXT = "\x03"  # U+0003, "end of text": what separates documents
 TEXT = re.compile(r"\.txt(\.gz)?$", re.IGNORECASE)
@@ -64,7 +64,7 @@ def stream_text(
     """
     files = files_of(path)
     several = len(files) > 1 or JSON_LINES.search(files[0].name)
-    pieces = _join(files, field, progress) if several else _text(files[0], progress)
+    pieces = _join_documents(files, field, progress) if several else _text(files[0], progress)
     gathered, size, empty = [], 0, True
     for piece in pieces:
         gathered.append(piece)
@@ -75,7 +75,7 @@ def stream_text(
     if size:
         yield "".join(gathered)
     elif empty:
-        raise DataError(f"{shown(path if several else files[0])} is empty")
+        raise DataError(f"{truncated(path if several else files[0])} is empty")
 
 
 def size_of(path: str | os.PathLike[str], gzipped: int = 1) -> int:
@@ -109,16 +109,16 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
             return [start]
     except (OSError, RuntimeError, ValueError) as error:  # no permission, no home directory, no possible name
         where = getattr(error, "filename", None) or path
-        raise DataError(f"cannot read {shown(where)}: {_reason(error)}") from None
+        raise DataError(f"cannot read {truncated(where)}: {_reason(error)}") from None
     if not files:
-        raise DataError(f"there is no {what} {shown(path)}")
+        raise DataError(f"there is no {what} {truncated(path)}")
     known = set(files)
     for file in files:
         if not file.is_file():
-            raise DataError(f"cannot read {shown(file)}: it is not a file")
+            raise DataError(f"cannot read {truncated(file)}: it is not a file")
         if (plain := file.with_suffix("")) in known and file.suffix.lower() == ".gz":
             raise DataError(
-                f"{shown(plain)} is there gzipped too; remove one of the two, or their text would count twice"
+                f"{truncated(plain)} is there gzipped too; remove one of the two, or their text would count twice"
             )
     return files
 
@@ -149,10 +149,10 @@ def _text(file: Path, progress: Callable[[int], None], done: int = 0) -> Iterato
                 progress(done + _position(raw))
                 yield data
 
-        yield from cleaned(read(), shown(file))
+        yield from cleaned(read(), truncated(file))
 
 
-def _join(files: list[Path], field: str, progress: Callable[[int], None]) -> Iterator[str]:
+def _join_documents(files: list[Path], field: str, progress: Callable[[int], None]) -> Iterator[str]:
     """Yield the documents of files, each in one piece or more, with U+0003 between them."""
     done, first = 0, True
     for file in files:
@@ -173,11 +173,11 @@ def _documents(
 ) -> Iterator[tuple[str, Iterable[str]]]:
     """Yield the documents of a file in pieces, each with its source for a message."""
     if not JSON_LINES.search(file.name):
-        yield shown(file), _text(file, progress, done)
+        yield truncated(file), _text(file, progress, done)
         return
     with _open(file) as (stream, raw):
         for number, line in enumerate(stream, 1):
-            source = f"line {number:,} of {shown(file)}"
+            source = f"line {number:,} of {truncated(file)}"
             if line.strip():
                 yield source, [_document(line, field, source)]
             if number % 1024 == 0:
@@ -198,7 +198,9 @@ def _document(line: bytes, field: str, source: str) -> str:
     text = fields.get(field)
     if not isinstance(text, str):
         names = ", ".join(sorted(name for name, value in fields.items() if isinstance(value, str)))
-        raise DataError(f"{source} has no text in data.field={shown(field)}; it has text in: {shown(names or 'none')}")
+        raise DataError(
+            f"{source} has no text in data.field={truncated(field)}; it has text in: {truncated(names or 'none')}"
+        )
     if text.isascii() and "\r" not in text and "\0" not in text:
         return text
     try:
@@ -221,9 +223,9 @@ def _open(file: Path) -> Iterator[tuple[BufferedIOBase, BufferedIOBase]]:
             with gzip.GzipFile(fileobj=raw) as stream:
                 yield stream, raw
     except (gzip.BadGzipFile, EOFError, zlib.error):
-        raise DataError(f"cannot read {shown(file)}: it is not a whole gzip file") from None
+        raise DataError(f"cannot read {truncated(file)}: it is not a whole gzip file") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {shown(file)}: {_reason(error)}") from None
+        raise DataError(f"cannot read {truncated(file)}: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> object:

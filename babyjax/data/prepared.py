@@ -44,7 +44,7 @@ from babyjax.files import (
     user_cache,
     user_path,
 )
-from babyjax.text import shown
+from babyjax.text import truncated
 
 DESCRIPTION, TOKENS = "corpus.json", "tokens.bin"
 AGAIN = "remove that folder and prepare the text again"
@@ -155,8 +155,8 @@ def load_file(
         return read_corpus(path, field)
     if folder is None:
         raise DataError(
-            f"{shown(path)} is large and there is no cache folder for what is prepared from it; use babyjax prepare "
-            "data.path=... out=FOLDER and then data.path=FOLDER"
+            f"{truncated(path)} is large and there is no cache folder for what is prepared from it; "
+            "use babyjax prepare data.path=... out=FOLDER and then data.path=FOLDER"
         )
     return prepare_once(folder, path, field, tokenizer, vocab_size, progress)
 
@@ -181,7 +181,7 @@ def cache_folder(path: str, field: str, tokenizer: str, vocab_size: int | None) 
             for file in files_of(path)
         ]
     except OSError as error:
-        raise DataError(f"cannot read {shown(path)}: {error.strerror}") from None
+        raise DataError(f"cannot read {truncated(path)}: {error.strerror}") from None
     choice = _choice(tokenizer, vocab_size)
     content = read_tokenizer(tokenizer_file(tokenizer)).to_json() if choice[0] == "file" else ""
     key = hashlib.sha256(json.dumps([1, files, field, choice, content]).encode()).hexdigest()[:16]
@@ -231,10 +231,10 @@ def prepare_corpus(
     that cannot be encoded. Nothing is left in `folder` then.
     """
     if is_prepared(path):
-        raise DataError(f"{shown(path)} is a prepared corpus already, to train on with data.path=")
+        raise DataError(f"{truncated(path)} is a prepared corpus already, to train on with data.path=")
     total, name = size_of(path), corpus_name(path)
     if not total:
-        raise DataError(f"{shown(path)} is empty or cannot be read twice, as a pipe; save the text to a file first")
+        raise DataError(f"{truncated(path)} is empty or cannot be read twice, as a pipe; save the text to a file first")
 
     def read(what: str) -> Iterator[str]:
         return stream_text(path, field, lambda size: progress(f"{what} {name}", size / total))

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from babyjax.data.documents import END_OF_TEXT
 from babyjax.data.tokenizer import ByteTokenizer, CharTokenizer, Ids, Tokenizer, checked_ids, visible
 from babyjax.errors import BabyjaxError, TokenError
-from babyjax.text import shown
+from babyjax.text import truncated
 
 MAX_TOKENS = 1 << 24
 # A text is encoded in pieces of about this many characters, this many at a time. The tokens of this many words are
@@ -36,7 +36,7 @@ def _library(failure: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:
-        raise TokenError(f"the tokenizers library {failure}: {shown(str(error))}") from None
+        raise TokenError(f"the tokenizers library {failure}: {truncated(str(error))}") from None
 
 
 def _import() -> Any:

@@ -21,7 +21,7 @@ from babyjax.data.batches import TRAIN_FRACTION
 from babyjax.data.documents import END_OF_TEXT
 from babyjax.errors import ConfigError, TokenError
 from babyjax.files import read_text, user_path
-from babyjax.text import shown
+from babyjax.text import truncated
 
 FILE, MAX_BYTES = "tokenizer.json", 1 << 28
 BPE_TOKENS, BPE_TEXT = 8192, 1 << 28
@@ -261,7 +261,7 @@ def tokenizer_file(which: str) -> Path:
     path = user_path(which, ConfigError)
     path = path / FILE if path.is_dir() else path
     if not path.exists():
-        raise ConfigError(f"data.tokenizer={shown(which)} is not char, byte, bpe or the path of a tokenizer.json")
+        raise ConfigError(f"data.tokenizer={truncated(which)} is not char, byte, bpe or the path of a tokenizer.json")
     return path
 
 

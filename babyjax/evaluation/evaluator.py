@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, Int
 from babyjax.counts.pairs import PairCounts
 from babyjax.data.batches import Split, in_memory
 from babyjax.data.prepared import Progress, silent
-from babyjax.evaluation.losses import ContextEvaluator, ExactEvaluator, Nats, committed
+from babyjax.evaluation.losses import ContextEvaluator, ExactEvaluator, Nats, commit_to_device
 from babyjax.evaluation.mixing import MixtureEvaluator
 from babyjax.evaluation.verify import HELD, Verification, verify
 from babyjax.models.base import LanguageModel
-from babyjax.processes import on_host
+from babyjax.processes import to_host
 
 SAMPLED = 2048  # tokens, at most, that a finished run is verified on
 
@@ -75,7 +75,7 @@ def verify_model(
 
     The losses of a mixture are cross-fitted, so they are those of no single model, and are not compared.
     """
-    model = committed(model)
+    model = commit_to_device(model)
     windows = ContextEvaluator.for_model(model, split, byte_lengths, stride)
     verification = verify(
         lambda tokens: _predict(model, tokens),
@@ -100,13 +100,13 @@ def verify_sample(model: LanguageModel, split: Split, byte_lengths: Int[np.ndarr
 
     Everything is read in one shape, so that one program is compiled. Every process takes part.
     """
-    model, vocab_size = committed(model), model.vocab_size
+    model, vocab_size = commit_to_device(model), model.vocab_size
     longest = ContextEvaluator.for_model(model, split, byte_lengths).block_size
     block_size = min(longest, SAMPLED, max(1, HELD // (2 * vocab_size)), len(split.val) - 1)
     rows = max(1, min(SAMPLED, HELD // vocab_size) // block_size)
     tokens = in_memory(split.val[: rows * block_size + 1])
     return verify(
-        lambda read: on_host(_predict(model, read)),
+        lambda read: to_host(_predict(model, read)),
         tokens,
         block_size=block_size,
         byte_lengths=byte_lengths,
@@ -123,7 +123,7 @@ def _options(model: LanguageModel) -> dict[str, Any]:
 
     The rounding of bfloat16 depends on the shape of a batch: differences of 0.1 nats were seen.
     """
-    return {"logits": not model.normalized, "tolerance": 0.5 if model.rounded else 1e-3}
+    return {"logits": not model.normalized, "tolerance": 0.5 if model.low_precision else 1e-3}
 
 
 @jax.jit

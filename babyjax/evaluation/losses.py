@@ -19,7 +19,7 @@ from babyjax.data.batches import Split, segments_of, windows_at
 from babyjax.data.prepared import Progress, silent
 from babyjax.errors import ConfigError
 from babyjax.models.base import LanguageModel
-from babyjax.processes import on_host, place
+from babyjax.processes import to_devices, to_host
 
 # Logits held at once by the exact evaluation and by the sliding windows.
 EXACT_LOGITS, WINDOW_LOGITS = 1 << 22, 1 << 24
@@ -55,7 +55,7 @@ class Nats(NamedTuple):
     @classmethod
     def of_tokens(cls, nats: Float[np.ndarray, " L"], size: int) -> "Nats":
         """Add up the losses of the tokens of a text, in order, of `size` bytes."""
-        return cls.of_segments(*_join(nats, np.ones(len(nats), np.int64)), size)
+        return cls.of_segments(*_by_segment(nats, np.ones(len(nats), np.int64)), size)
 
     @property
     def per_token(self) -> float:
@@ -111,7 +111,7 @@ class ExactEvaluator:
             raise ConfigError(
                 f"pair counts give the loss of a model of one previous token; this one sees {model.context_length:,}"
             )
-        return on_host(_pair_nats(committed(model), self._contexts, self._row, self._following))[self._valid]
+        return to_host(_pair_nats(commit_to_device(model), self._contexts, self._row, self._following))[self._valid]
 
     def __call__(
         self,
@@ -217,18 +217,18 @@ class ContextEvaluator:
         If the model is on several devices, each scores its share of the windows.
         """
         _check_vocabulary(model, len(self.byte_lengths))
-        where = _spread_over(model)
+        where = _window_sharding(model)
         devices = where.mesh.size if where else 1
         network_on_cpu = jax.default_backend() == "cpu" and model.max_length is not None
         at_once = WINDOW_TOKENS_ON_CPU if network_on_cpu else WINDOW_TOKENS
         rows = max(1, min(WINDOW_LOGITS // model.vocab_size, at_once) // self.block_size)
         rows = -(-rows // devices) * devices  # even for fewer windows, so one program serves every text
-        model = committed(model)
+        model = commit_to_device(model)
         tokens = getattr(self.split, name)
         starts = self.starts(len(tokens))
         for index, (window, scored) in enumerate(self.chunks(tokens, starts, rows)):
-            given = place(window, where) if where else window
-            yield on_host(score(model, given)), window[:, 1:], scored
+            given = to_devices(window, where) if where else window
+            yield to_host(score(model, given)), window[:, 1:], scored
             progress(name, min(1.0, (index + 1) * rows / len(starts)))
 
     def __call__(
@@ -248,7 +248,7 @@ class ContextEvaluator:
                 sums.append((nats.astype(np.float64) * scored).sum(axis=1))
                 counts.append(scored.sum(axis=1))
                 size += int(self.byte_lengths[targets[scored]].sum())
-            losses[name] = Nats.of_segments(*_join(np.concatenate(sums), np.concatenate(counts)), size)
+            losses[name] = Nats.of_segments(*_by_segment(np.concatenate(sums), np.concatenate(counts)), size)
         return losses
 
     def token_nats(
@@ -268,14 +268,14 @@ class ContextEvaluator:
         return np.concatenate([knowledge[scored] for knowledge, _, scored in scores]).astype(np.float64)
 
 
-def committed(model: LanguageModel) -> LanguageModel:
+def commit_to_device(model: LanguageModel) -> LanguageModel:
     """Commit a model to its device, as training does, so that a trained and a loaded model share one program."""
     leaf = jax.tree.leaves(model)[0]
     devices = leaf.devices() if isinstance(leaf, jax.Array) else jax.local_devices()[:1]
     return jax.device_put(model, *devices) if len(devices) == 1 else model
 
 
-def _spread_over(model: LanguageModel) -> NamedSharding | None:
+def _window_sharding(model: LanguageModel) -> NamedSharding | None:
     """Return where windows belong if the model is on several devices, each of which has rows; None if on one."""
     leaf = jax.tree.leaves(model)[0]
     if not isinstance(leaf, jax.Array) or not isinstance(leaf.sharding, NamedSharding) or leaf.sharding.mesh.size == 1:
@@ -283,7 +283,7 @@ def _spread_over(model: LanguageModel) -> NamedSharding | None:
     return NamedSharding(leaf.sharding.mesh, PartitionSpec(leaf.sharding.mesh.axis_names))
 
 
-def _join(
+def _by_segment(
     nats: Float[np.ndarray, " K"], tokens: Int[np.ndarray, " K"]
 ) -> tuple[Float[np.ndarray, " M"], Int[np.ndarray, " M"]]:
     """Add up the sums of consecutive windows to those of segments of about equal size."""

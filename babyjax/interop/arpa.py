@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from babyjax.errors import DataError
 from babyjax.models.ngram import MAX_ORDER, NGram
-from babyjax.text import shown
+from babyjax.text import truncated
 
 MARKERS = ("<unk>", "<s>", "</s>")
 NEVER = -99.0
@@ -80,7 +80,7 @@ def read_arpa(path: Path, words: Sequence[str]) -> NGram:
         parent, size = _find(keys, level.tokens[:, :-1], vocab_size), len(keys[-1])
         if (parent < 0).any():
             gram = " ".join(words[int(token)] for token in level.tokens[np.argmin(parent), :-1])
-            raise DataError(f"{path} has n-grams that continue {shown(gram)!r}, but not that itself")
+            raise DataError(f"{path} has n-grams that continue {truncated(gram)!r}, but not that itself")
         # Scale what follows each context to a sum of one: its own n-grams, and the rest by the backoff weight.
         lower = log_p[0][level.tokens[:, -1]]
         if length > 2:
@@ -141,12 +141,12 @@ def _read_levels(path: Path, words: Sequence[str]) -> list[_Grams]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, IndexError) as error:
-        raise DataError(f"{path} is not an ARPA file, line {line_number:,}: {shown(str(error))}") from None
+        raise DataError(f"{path} is not an ARPA file, line {line_number:,}: {truncated(str(error))}") from None
     if not rows or not rows[0]:
         raise DataError(f"{path} has no word of this vocabulary, as {words[0]}; see docs/ngrams.md for the words")
     missing = sorted(set(range(len(words))) - {tokens[0] for tokens, _, _ in rows[0]})
     if missing and (unknown is None or unknown <= NEVER):
-        raise DataError(f"{path} has no probability for {shown(words[missing[0]])!r}, nor for <unk>")
+        raise DataError(f"{path} has no probability for {truncated(words[missing[0]])!r}, nor for <unk>")
     rows[0] += [([token], unknown or 0.0, 0.0) for token in missing]
     while not rows[-1]:
         rows.pop()

@@ -22,7 +22,7 @@ from babyjax.errors import ConfigError, DataError
 from babyjax.files import new_folder, read_text
 from babyjax.interop.safetensors import SINGLE, Tensors, write_safetensors
 from babyjax.models.babygpt import BabyGPT
-from babyjax.text import shown
+from babyjax.text import truncated
 from babyjax.trees import map_named, named_arrays
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
@@ -225,13 +225,13 @@ def _read_config(content: dict[str, Any], path: Path, block_size: int | None) ->
     """
     family = content.get("model_type")
     if not isinstance(family, str) or family not in CLASSES:
-        raise ConfigError(f"{path} describes a model of type {shown(family)}; supported are {', '.join(CLASSES)}")
+        raise ConfigError(f"{path} describes a model of type {truncated(family)}; supported are {', '.join(CLASSES)}")
 
     def size(name: str, default: int | None = None) -> int:
         value = content.get(name, content.get(ALIASES.get(name, name)) if family == "gpt2" else None)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 2e9:
-            raise DataError(f"{path} has {name}={shown(value)}; expected a positive integer")
+            raise DataError(f"{path} has {name}={truncated(value)}; expected a positive integer")
         return value
 
     def refuse(present: bool, what: str) -> None:
@@ -242,7 +242,7 @@ def _read_config(content: dict[str, Any], path: Path, block_size: int | None) ->
     hidden_act = content.get("activation_function" if family == "gpt2" else "hidden_act")
     hidden_act = ("gelu_new" if family == "gpt2" else "silu") if hidden_act is None else hidden_act
     activation = SYNONYMS.get(str(hidden_act), str(hidden_act))
-    refuse(activation not in ACTIVATIONS, f"the activation {shown(hidden_act)}")
+    refuse(activation not in ACTIVATIONS, f"the activation {truncated(hidden_act)}")
     common = {
         "activation": ACTIVATIONS[activation],
         "residual": True,
@@ -273,9 +273,9 @@ def _read_config(content: dict[str, Any], path: Path, block_size: int | None) ->
         )
     rope = content.get("rope_scaling") or content.get("rope_parameters") or {}
     if not isinstance(rope, dict):
-        raise DataError(f"{path} has rope_parameters={shown(rope)}; expected a table")
+        raise DataError(f"{path} has rope_parameters={truncated(rope)}; expected a table")
     kind = rope.get("rope_type", rope.get("type", "default"))
-    refuse(kind != "default", f"scaled rotary positions ({shown(kind)})")
+    refuse(kind != "default", f"scaled rotary positions ({truncated(kind)})")
     refuse(any(isinstance(value, dict) for value in rope.values()), "rotary positions that differ by layer")
     refuse((content.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1) != 1, "partly rotary heads")
     layers = content.get("layer_types") or []
@@ -373,7 +373,7 @@ def _read_arrays(tensors: Tensors, shapes: BabyGPT, content: dict[str, Any], fol
         elif not name.endswith("bias") or name.rpartition("/")[0] in biased:
             sources[name] = [stored(name, theirs.format(index), leaf.shape[1:]) for index in range(leaf.shape[0])]
     if unread:
-        raise DataError(f"{folder} has the array {shown(min(unread))}, which config.json does not mean")
+        raise DataError(f"{folder} has the array {truncated(min(unread))}, which config.json does not mean")
     arrays = {}
     for name, leaf in named_arrays(shapes).items():
         if not name.startswith("blocks/"):

@@ -14,7 +14,7 @@ import numpy as np
 
 from babyjax.errors import BabyjaxError, DataError
 from babyjax.files import read_text
-from babyjax.text import shown
+from babyjax.text import truncated
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MAX_INDEX = 1 << 26
@@ -57,10 +57,10 @@ class Tensors:
                 file = self._open.enter_context(safe_open(path, framework="np"))
                 names = file.keys()
             except (SafetensorError, OSError) as error:
-                raise DataError(f"{path} is not a safetensors file: {shown(str(error))}") from None
+                raise DataError(f"{path} is not a safetensors file: {truncated(str(error))}") from None
             for name in names:
                 if name in self._of:
-                    raise DataError(f"{folder} has the array {shown(name)} twice")
+                    raise DataError(f"{folder} has the array {truncated(name)} twice")
                 self._of[name] = file
 
     def __enter__(self) -> "Tensors":
@@ -83,7 +83,7 @@ class Tensors:
         """Read an array as float32. Raises: DataError if it holds other than floats."""
         kind = self._of[name].get_slice(name).get_dtype()
         if kind not in FLOATS:
-            raise DataError(f"the array {shown(name)} has the type {kind}; expected one of {', '.join(FLOATS)}")
+            raise DataError(f"the array {truncated(name)} has the type {kind}; expected one of {', '.join(FLOATS)}")
         return self._of[name].get_tensor(name).astype(np.float32, copy=False)
 
 
@@ -100,9 +100,9 @@ def _files_of(folder: Path) -> list[Path]:
         names = sorted(set(json.loads(read_text(index, MAX_INDEX))["weight_map"].values()))
         for name in names:
             if Path(name).name != name or not name.endswith(".safetensors"):
-                raise DataError(f"{index} names the file {shown(name)}, which is not a safetensors file beside it")
+                raise DataError(f"{index} names the file {truncated(name)}, which is not a safetensors file beside it")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{index} is not an index of safetensors files ({type(error).__name__})") from None
     if missing := [name for name in names if not (folder / name).is_file()]:
-        raise DataError(f"{folder} lacks {shown(missing[0])}, which its index names")
+        raise DataError(f"{folder} lacks {truncated(missing[0])}, which its index names")
     return [folder / name for name in names]

@@ -247,7 +247,7 @@ class BabyGPT(LanguageModel):
         return self.max_length or 1
 
     @property
-    def rounded(self) -> bool:
+    def low_precision(self) -> bool:
         return self.config.dtype == "bfloat16"
 
     @property
@@ -333,8 +333,8 @@ class BabyGPT(LanguageModel):
             def layer(x, block_key_index):
                 block, key, index = block_key_index
                 values = {}
-                x, _ = block(ops.spread(x), key, tap=_tap(edit, index, values))
-                return ops.spread(x), values
+                x, _ = block(ops.shard_rows(x), key, tap=_tap(edit, index, values))
+                return ops.shard_rows(x), values
 
             layer = jax.checkpoint(layer) if config.remat else layer
             layers = (self.blocks, keys, jnp.arange(config.n_layer))

@@ -45,7 +45,7 @@ class LanguageModel(nnx.Module):
         return False
 
     @property
-    def rounded(self) -> bool:
+    def low_precision(self) -> bool:
         """Whether it computes in lower precision than float32."""
         return False
 

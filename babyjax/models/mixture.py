@@ -57,8 +57,8 @@ class Mixture(LanguageModel):
         return True
 
     @property
-    def rounded(self) -> bool:
-        return any(part.rounded for part in self.parts)
+    def low_precision(self) -> bool:
+        return any(part.low_precision for part in self.parts)
 
     @property
     def context_length(self) -> int:

@@ -278,7 +278,7 @@ def choose_attention(dtype: str, head_size: int) -> str:
     return "cudnn" if nvidia and dtype == "bfloat16" and head_size % 8 == 0 and 0 < head_size <= 128 else "xla"
 
 
-def spread(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+def shard_rows(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """Keep the rows of a batch on their devices, if `jax.set_mesh` has set a mesh with an axis "data".
 
     Without this a compiler may gather the activations of all devices where weights are split.

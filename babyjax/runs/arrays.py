@@ -22,7 +22,7 @@ from jaxtyping import Array, UInt32
 
 from babyjax.errors import CheckpointError, DivergenceError, LostError
 from babyjax.native_output import LOST
-from babyjax.processes import is_lost, leads, several, total
+from babyjax.processes import is_lost, is_main_process, is_multiprocess, sum_over_processes
 from babyjax.trees import named_arrays
 
 Tree = TypeVar("Tree")
@@ -36,13 +36,13 @@ CHECKED, USED = 1 << 30, 1 << 26
 Place = Callable[[str], Sharding | None]
 
 
-def to_save(tree: Any, step: int) -> Arrays:
+def arrays_to_save(tree: Any, step: int) -> Arrays:
     """Return the arrays of a pytree: copies on the host, or themselves if other processes have parts of them.
 
     Raises: DivergenceError if a number is NaN or infinite.
     """
     arrays = {name: leaf for name, leaf in named_arrays(tree).items() if np.size(leaf)}  # Orbax saves no empty ones
-    if several():
+    if is_multiprocess():
         finite = {name: bool(flag) for name, flag in _finite(_floating(arrays)).items()}
     else:
         arrays = {name: np.array(leaf) for name, leaf in arrays.items()}
@@ -81,7 +81,7 @@ def _sums(arrays: Arrays) -> dict[str, int]:
     sums = np.array([sum(map(int, each)) % 2**32 for each in parts], np.uint32)
     divided = {isinstance(array, jax.Array) and not array.is_fully_addressable for array in arrays.values()}
     assert len(divided) < 2, "all arrays belong to all processes, or none"
-    return dict(zip(arrays, map(int, total(sums) if True in divided else sums), strict=True))
+    return dict(zip(arrays, map(int, sum_over_processes(sums) if True in divided else sums), strict=True))
 
 
 class _Part(NamedTuple):
@@ -158,7 +158,7 @@ def begin_writing(path: Path, arrays: Arrays) -> Callable[[], None]:
 
     Both raise: CheckpointError if they cannot be written, LostError if another process is lost.
     """
-    if not several():
+    if not is_multiprocess():
         return partial(_write, path, arrays)
     from orbax.checkpoint import v1 as ocp
 
@@ -206,8 +206,8 @@ def check_arrays(path: Path, digest: str) -> None:
         shapes, sums = _shapes(path), {}
         for names in _groups(shapes, CHECKED):
             # Orbax counts what each process loads, and saves only if all count alike: the others read one array.
-            sums |= _sums(_load_alone(path, shapes, names if leads() else names[:1]))
-    if leads() and _digest(shapes, sums) != digest:
+            sums |= _sums(_load_alone(path, shapes, names if is_main_process() else names[:1]))
+    if is_main_process() and _digest(shapes, sums) != digest:
         raise CheckpointError(f"{path} was changed after it was written")
 
 
@@ -232,7 +232,7 @@ def read_arrays(path: Path, digest: str, place: Place = lambda name: None, part:
     arrays: Arrays = {}
     with _explained(path):
         shapes, sums = _shapes(path), {}
-        if part and jax.default_backend() == "cpu" and not several():
+        if part and jax.default_backend() == "cpu" and not is_multiprocess():
             # JAX shares memory only if it is aligned, as that of its devices is and most of NumPy's is not.
             cpu = SingleDeviceSharding(jax.devices()[0])
             narrow = (name for name, shape in shapes.items() if shape.dtype.itemsize < 8)  # JAX would round the others
@@ -279,7 +279,7 @@ def _load_alone(path: Path, shapes: dict[str, np.ndarray], names: Sequence[str])
 
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-    with ocp.Context(multiprocessing_options=alone) if several() else nullcontext():
+    with ocp.Context(multiprocessing_options=alone) if is_multiprocess() else nullcontext():
         return _load(path, shapes, names)
 
 
@@ -289,7 +289,7 @@ def _explained(path: Path | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if several() and is_lost(error):
+        if is_multiprocess() and is_lost(error):
             raise LostError(LOST) from error
         reason = _reason(error)
         raise CheckpointError(f"{path} cannot be read ({reason})" if path else reason) from error
@@ -300,7 +300,7 @@ def _reason(error: Exception) -> str:
     return text if len(text) < 200 else f"{text[:60]} ... {text[-120:]}"  # TensorStore says last what happened
 
 
-def place_in(template: Any) -> Place:
+def placement_of(template: Any) -> Place:
     """Return where the arrays of a pytree are that are on devices."""
     return {name: leaf.sharding for name, leaf in named_arrays(template).items() if isinstance(leaf, jax.Array)}.get
 

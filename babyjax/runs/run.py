@@ -25,8 +25,8 @@ from babyjax.data.tokenizer import Tokenizer
 from babyjax.errors import CheckpointError, RunError
 from babyjax.files import finite_json, open_appending, refuse_link, remove_temporary, replace_file
 from babyjax.options import arguments_of, config_to_dict, differences
-from babyjax.processes import agreed, alike, leads, several
-from babyjax.runs.arrays import UNFINISHED, begin_writing, check_arrays, digest_of, fill, place_in, to_save
+from babyjax.processes import broadcast, is_main_process, is_multiprocess, same_everywhere
+from babyjax.runs.arrays import UNFINISHED, arrays_to_save, begin_writing, check_arrays, digest_of, fill, placement_of
 from babyjax.runs.directory import (
     METRICS,
     PARTS,
@@ -68,7 +68,7 @@ class Run:
         folder = run_folder(config.run_dir)
         holds_run(folder)
         refuse_link(folder / METRICS)  # every other file is replaced, not opened
-        with locked(folder) if leads() else nullcontext():
+        with locked(folder) if is_main_process() else nullcontext():
             run = cls(folder, config, corpus, tokenizer, parts)
             run._compare_processes()
             try:
@@ -141,9 +141,9 @@ class Run:
         manifest = self._manifest
         config = manifest.config | {"data": {**manifest.config["data"], "path": None}}
         mine = [config, self._config.overwrite, manifest.corpus.sha256, manifest.files, manifest.versions]
-        if not alike(json.dumps(mine)):
+        if not same_everywhere(json.dumps(mine)):
             raise RunError("the processes have different options, texts or packages; start all with the same command")
-        if not alike(str(self.step)):
+        if not same_everywhere(str(self.step)):
             raise RunError(f"{self.folder} is not one folder for all processes; use a run_dir= that they share")
 
     def restore(self, template: State) -> State:
@@ -153,7 +153,7 @@ class Run:
         """
         if not self.step:
             return template
-        state = fill(load_arrays(self.folder, self._checkpoints(), self.step, place_in(template)), template)
+        state = fill(load_arrays(self.folder, self._checkpoints(), self.step, placement_of(template)), template)
         saved, path = self._checkpoints()[self.step], self.folder / METRICS
         try:
             with path.open("rb") as file:
@@ -170,7 +170,7 @@ class Run:
 
     def begin(self) -> None:
         """Make the directory that of this run at `step`: the first write. Raises: RunError if it is not writable."""
-        if not leads():
+        if not is_main_process():
             return
         with self._writing():
             remove_temporary(self.folder)
@@ -203,17 +203,17 @@ class Run:
                 rows[-1] |= {"eval_train_loss": event.losses["train"].per_token}
                 rows[-1] |= {"val_loss": event.losses["val"].per_token}
         data = "".join(_line(row) for row in rows).encode()
-        if leads():
+        if is_main_process():
             with self._writing():
                 assert self._metrics is not None, "begin() comes first"
                 self._metrics.write(data)
                 self._metrics.flush()
         self._metrics_hash.update(data)
         self._metrics_bytes += len(data)
-        if event.last and leads():
+        if event.last and is_main_process():
             self._write_result(event)
         every = self._config.checkpoint
-        late = every.seconds and agreed(time.monotonic() - self._saved_at > every.seconds)
+        late = every.seconds and broadcast(time.monotonic() - self._saved_at > every.seconds)
         if event.last or late or event.step % every.interval == 0:
             self.save(event)
 
@@ -226,7 +226,7 @@ class Run:
         if event.step == self._saved and not first:
             return
         self.wait()
-        arrays = to_save(event.state, event.step)
+        arrays = arrays_to_save(event.state, event.step)
         losses = {name: loss.per_token for name, loss in (event.losses or {}).items()}
         entry = Checkpoint(
             step=event.step,
@@ -251,7 +251,7 @@ class Run:
     def _announce(self, entry: Checkpoint) -> None:
         """List a step as pending, before anything of it is written."""
         path = self.folder / STEPS / str(entry.step)
-        if leads() and os.path.lexists(path):
+        if is_main_process() and os.path.lexists(path):
             raise CheckpointError(f"{path} is in the way, and not of this run")
         self._write_manifest(self._manifest.replace(pending=[entry.step]))
 
@@ -267,7 +267,7 @@ class Run:
                 checkpoints=[every[step] for step in every if step in kept], pending=doomed
             )
             self._write_manifest(manifest)
-            for step in doomed if leads() else ():
+            for step in doomed if is_main_process() else ():
                 self._remove(step)
             if doomed:
                 self._write_manifest(manifest.replace(pending=[]))
@@ -309,7 +309,7 @@ class Run:
         return saved_checkpoints(self.folder, self._manifest)
 
     def _write_manifest(self, manifest: Manifest) -> None:
-        if leads():
+        if is_main_process():
             manifest.write(self.folder)
         self._manifest = manifest
 
@@ -341,7 +341,7 @@ class Run:
             with suppress(OSError):  # a row that could not be written has been reported
                 self._metrics.close()
         # What is still being saved after an error may wait for a process that is lost.
-        self._worker.shutdown(wait=not several())
+        self._worker.shutdown(wait=not is_multiprocess())
 
 
 def _remove_tree(path: Path) -> None:

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jax.stages import Compiled
 
 from babyjax.errors import ConfigError, OutOfMemoryError
-from babyjax.processes import several
+from babyjax.processes import is_multiprocess
 from babyjax.trees import map_named
 
 # Peak dense bfloat16 flop/s by JAX's name of a device (a core of TPU v2 and v3, a chip of later ones).
@@ -41,7 +41,7 @@ def data_mesh(batch_size: int) -> Mesh:
     """
     devices = jax.devices()
     count = next(count for count in range(len(devices), 0, -1) if batch_size % count == 0)
-    if several() and count < len(devices):
+    if is_multiprocess() and count < len(devices):
         raise ConfigError(
             f"{len(devices)} devices of {jax.process_count()} processes do not divide a batch of {batch_size}; choose "
             f"train.batch_size= and train.accumulation= so that each device has as many windows"
@@ -49,7 +49,7 @@ def data_mesh(batch_size: int) -> Mesh:
     return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:count])
 
 
-def divided(mesh: Mesh | AbstractMesh, *axes: str | None) -> Sharding:
+def sharded(mesh: Mesh | AbstractMesh, *axes: str | None) -> Sharding:
     """Return the sharding of an array whose axes are divided over these axes of `mesh`.
 
     On one device it is a `SingleDeviceSharding`, so that what training compiles, such as the evaluation, is the program
@@ -62,7 +62,7 @@ def divided(mesh: Mesh | AbstractMesh, *axes: str | None) -> Sharding:
 
 def replicated(mesh: Mesh | AbstractMesh) -> Sharding:
     """Return the sharding of an array that every device of `mesh` holds whole."""
-    return divided(mesh)
+    return sharded(mesh)
 
 
 def fully_sharded(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> Sharding:
@@ -76,7 +76,7 @@ def fully_sharded(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) 
     if not axes or math.prod(shape) < WHOLE_BELOW:
         return replicated(mesh)
     split = max(axes, key=lambda axis: shape[axis])
-    return divided(mesh, *[None] * split, "data")
+    return sharded(mesh, *[None] * split, "data")
 
 
 def shardings(tree: Any, mesh: Mesh | AbstractMesh, kind: str) -> Any:

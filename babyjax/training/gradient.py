@@ -18,8 +18,8 @@ from babyjax.data.batches import is_mapped
 from babyjax.errors import DivergenceError
 from babyjax.models.base import LanguageModel
 from babyjax.models.ops import KEEP_BARRIERS
-from babyjax.processes import agreed
-from babyjax.text import duration, short
+from babyjax.processes import broadcast
+from babyjax.text import compact, duration
 from babyjax.training.devices import (
     bytes_per_device,
     data_mesh,
@@ -79,7 +79,7 @@ def _hyper(seed: Int[np.ndarray, "*S"], learning_rate: float) -> Hyper:
 
 
 @jax.jit
-def _apart(states: State) -> list[State]:
+def _unstack(states: State) -> list[State]:
     """Return the states of runs side by side, stacked along the first axis, one by one."""
     return [jax.tree.map(lambda leaf, index=index: leaf[index], states) for index in range(len(states.step))]
 
@@ -204,7 +204,7 @@ class GradientTrainer:
         together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         del states  # their memory is needed
         for event in self._run(together, np.array(seeds), pauses):
-            rows = zip(_apart(event.state), event.train_losses.T, strict=True)
+            rows = zip(_unstack(event.state), event.train_losses.T, strict=True)
             yield tuple(event._replace(state=state, train_losses=losses) for state, losses in rows)
 
     def _run(self, state: State, seed: Int[np.ndarray, "*S"], pauses: tuple[int, ...]) -> Iterator[Event]:
@@ -229,7 +229,7 @@ class GradientTrainer:
             edge = min([steps, *(step - step % pause + pause for pause in pauses)])
             start = time.perf_counter()
             tokens, served = source.at(step)
-            count = max(1, min(agreed(count), edge - step, served))
+            count = max(1, min(broadcast(count), edge - step, served))
             state, losses = program(state, tokens, count, hyper)
             losses = np.asarray(jax.block_until_ready(losses))[:count]
             seconds = time.perf_counter() - start
@@ -248,7 +248,7 @@ class GradientTrainer:
                 losses,
                 seconds,
                 last=step == steps,
-                note=f"{short(rate)} tokens/s",
+                note=f"{compact(rate)} tokens/s",
                 milestone=True,
                 summary=self._summary(seed.size * (steps - first), elapsed) if step == steps else (),
             )
@@ -260,6 +260,6 @@ class GradientTrainer:
         peak = peak_flops(jax.devices()[0].device_kind)
         share = f", {flops / self.mesh.size / peak:.1%} of the device's bfloat16 peak" if peak else ""
         return (
-            f"time      {duration(seconds)} for {steps:,} steps, {short(speed)} tokens/s",
-            f"          {short(flops)} flop/s in matrix products{share}",
+            f"time      {duration(seconds)} for {steps:,} steps, {compact(speed)} tokens/s",
+            f"          {compact(flops)} flop/s in matrix products{share}",
         )

@@ -10,8 +10,8 @@ from jaxtyping import Array, Integer
 
 from babyjax.checks import check_tokens
 from babyjax.data.batches import read_windows
-from babyjax.processes import place
-from babyjax.training.devices import divided, replicated
+from babyjax.processes import to_devices
+from babyjax.training.devices import replicated, sharded
 from babyjax.training.step import MAX_STEPS_PER_DISPATCH
 
 # Tokens read at once: enough steps for a dispatch, and few enough that the first are there at once.
@@ -29,7 +29,7 @@ class OnDevice:
     """All tokens, on every device."""
 
     def __init__(self, tokens: Integer[np.ndarray, " L"], mesh: Mesh):
-        self._served = Served(place(tokens, replicated(mesh)), MAX_STEPS_PER_DISPATCH)
+        self._served = Served(to_devices(tokens, replicated(mesh)), MAX_STEPS_PER_DISPATCH)
 
     def at(self, step: int) -> Served:
         """Return the tokens, the same for every step."""
@@ -49,7 +49,7 @@ class FromFile:
         self._tokens, self._vocab_size, self._seed, self._sizes = tokens, vocab_size, seed, sizes
         batch_size, block_size = sizes
         self._steps = max(1, min(TOKENS_AT_ONCE // (batch_size * (block_size + 1)), MAX_STEPS_PER_DISPATCH))
-        self._place = divided(mesh, None, "data")
+        self._place = sharded(mesh, None, "data")
         self._thread = ThreadPoolExecutor(1, "windows")
         self._ahead: dict[int, Future[Integer[Array, "K B W"]]] = {}
 

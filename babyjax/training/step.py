@@ -19,7 +19,7 @@ from babyjax.data.batches import batch_at
 from babyjax.errors import ConfigError
 from babyjax.models.base import LanguageModel
 from babyjax.models.ops import cross_entropy, cross_entropy_reference
-from babyjax.training.devices import divided, replicated, shardings
+from babyjax.training.devices import replicated, sharded, shardings
 from babyjax.training.events import State
 
 # Losses one dispatch can return: the most steps it can run.
@@ -152,7 +152,7 @@ def make_advance(
         def step(state: State, hyper: Hyper) -> tuple[State, Float[Array, ""]]:
             batch = batch_at(tokens, hyper.seed, state.step, batch_size, block_size)
             if mesh is not None:
-                batch = jax.lax.with_sharding_constraint(batch, divided(mesh, "data"))
+                batch = jax.lax.with_sharding_constraint(batch, sharded(mesh, "data"))
             optimizer, key = make_optimizer(hyper.learning_rate), dropout_key(hyper.seed, state.step)
             return train_step(state, batch, optimizer, key, accumulation=accumulation, nats=nats)
 

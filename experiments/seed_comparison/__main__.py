@@ -14,7 +14,7 @@ import json
 import time
 from pathlib import Path
 
-from babyjax.cli import describe, prepare_jax, run_command, show
+from babyjax.cli import describe, prepare_jax, print_result, run_command
 from babyjax.config import Config
 from babyjax.errors import ConfigError
 from babyjax.files import replace_file, user_path
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
     if "--report" not in argv:
         record(config, folder)
     write_report(folder)
-    show(str(folder / "report.html"))
+    print_result(str(folder / "report.html"))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections import Counter
 
 from markdown_it import MarkdownIt
 
-from babyjax.text import short
+from babyjax.text import compact
 from experiments.seed_comparison.claims import CLAIMS, SECTIONS, Claim, Results, Verdict
 from experiments.seed_comparison.pictures import DARK, GRID, INK, PAPER
 
@@ -58,7 +58,7 @@ def cost_table(results: Results) -> list[str]:
     for name, subject in results["scaling"].items():
         cost, axes = subject["at_base"], subject["axes"]
         sizes = ", ".join(f"{axis} {subject['base'][axis]}" for axis in "BTVD" if axis in axes)
-        counted = [short(cost[name]) if name in cost else "" for name in ("flops", "bytes")]
+        counted = [compact(cost[name]) if name in cost else "" for name in ("flops", "bytes")]
         intensity = f"{cost['flops'] / cost['bytes']:.3g}" if cost.get("bytes") else ""
         rows.append([name, sizes, f"{1e3 * cost['seconds']:.3g}", *counted, intensity])
     return table(["Operation", "sizes", "ms", "FLOPs", "bytes", "FLOPs per byte"], rows, "  rrrr")

@@ -16,13 +16,13 @@ from small_runs import state_of
 
 from babyjax.errors import CheckpointError, DivergenceError
 from babyjax.runs import arrays as arrays_module
-from babyjax.runs.arrays import begin_writing, check_arrays, digest_of, fill, place_in, read_arrays, to_save
+from babyjax.runs.arrays import arrays_to_save, begin_writing, check_arrays, digest_of, fill, placement_of, read_arrays
 from babyjax.trees import named_arrays
 
 
 def write(path, tree):
     """Write the arrays of a tree to a folder. Returns it and their digest."""
-    digest = digest_of(arrays := to_save(tree, 1))
+    digest = digest_of(arrays := arrays_to_save(tree, 1))
     begin_writing(path, arrays)()
     return path, digest
 
@@ -52,7 +52,7 @@ def test_what_is_written_is_read_to_the_bit(written):
 def test_what_is_written_is_read_to_devices(written):
     template = state_of(2)
     path, digest = written
-    arrays = read_arrays(path, digest, place_in(template))
+    arrays = read_arrays(path, digest, placement_of(template))
     on_devices = {name: leaf.sharding for name, leaf in named_arrays(template).items() if isinstance(leaf, jax.Array)}
     assert {name: array.sharding for name, array in arrays.items() if isinstance(array, jax.Array)} == on_devices
     assert len(on_devices) > 5
@@ -103,7 +103,7 @@ def test_numpy_leaves_stay_on_the_host_in_float64(tmp_path):
 
 def test_a_copy_is_of_its_moment_though_the_buffers_are_donated():
     state = jax.tree.map(jnp.copy, state_of(0))
-    arrays = to_save(state, 0)
+    arrays = arrays_to_save(state, 0)
     jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)(state)
     chex.assert_trees_all_equal(fill(arrays, state_of(1)), state_of(0))
 
@@ -112,7 +112,7 @@ def test_a_number_that_is_not_finite_is_refused():
     model = jax.tree.map(jnp.copy, state_of(2).model)
     model.lm_head.bias[...] = jnp.full(4, jnp.inf)
     with pytest.raises(DivergenceError, match="model/lm_head/bias has NaN or infinite values after step 2,000"):
-        to_save(state_of(2)._replace(model=model), 2000)
+        arrays_to_save(state_of(2)._replace(model=model), 2000)
 
 
 def test_another_name_shape_or_type_is_refused(written):

@@ -12,9 +12,9 @@ from babyjax.training.devices import (
     bytes_of,
     bytes_per_device,
     data_mesh,
-    divided,
     fully_sharded,
     peak_flops,
+    sharded,
     shardings,
 )
 
@@ -22,9 +22,9 @@ from babyjax.training.devices import (
 def test_what_one_device_has_knows_no_mesh():
     mesh = data_mesh(1)
     places = shardings({"kernel": jax.ShapeDtypeStruct((64, 4096), jnp.float32)}, mesh, "fsdp")
-    for place in (divided(mesh, "data"), places["kernel"]):
+    for place in (sharded(mesh, "data"), places["kernel"]):
         assert place == SingleDeviceSharding(jax.devices()[0])
-    assert divided(AbstractMesh((8,), ("data",)), "data").spec == PartitionSpec("data")
+    assert sharded(AbstractMesh((8,), ("data",)), "data").spec == PartitionSpec("data")
 
 
 def test_a_peak_is_known_or_not():
