@@ -7,13 +7,14 @@ and hashable, so that a model can keep its config as static data. Nothing here i
 import difflib
 from collections.abc import Sequence
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from babyjax.errors import ConfigError
 from babyjax.text import truncated
 
+Some = TypeVar("Some", bound="Options")
 MAX_NAMES = 110  # characters of the names that an error lists
 
 
@@ -51,7 +52,7 @@ class Options(BaseModel):
         """The name of an option as typed, "model.n_embd"."""
         return f"{cls.group}.{name}" if cls.group else name
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self: Some, **changes: Any) -> Some:
         """Return a validated copy with some options changed."""
         return type(self)(**{**dict(self), **changes})
 

@@ -52,6 +52,9 @@ def evaluate(
     Raises: ConfigError if an option does not fit the model, RunError or DataError if the text cannot be read,
     BabyjaxError if the file cannot be written.
     """
+    from babyjax.evaluation.adaptive import require_counting
+    from babyjax.evaluation.evaluator import verify_model
+
     split, stride, text = config.split, config.stride, config.text
     model, byte_lengths, vocab_size = run.model, run.tokenizer.byte_lengths, run.tokenizer.vocab_size
     if stride is not None and model.max_length is None:
@@ -63,7 +66,7 @@ def evaluate(
     if config.verify and split == "train":
         raise ConfigError("verify=true is about the validation split; leave out split=train")
     if config.adaptive:
-        babyjax.require_counting(run.config, run.parts)
+        require_counting(run.config, run.parts)
     path = user_path(config.per_token, BabyjaxError) if config.per_token else None
     if path is not None and not path.parent.is_dir():
         raise BabyjaxError(f"cannot write per_token={path}: there is no folder {path.parent}")
@@ -111,8 +114,6 @@ def evaluate(
         "splits": splits,
     }
     if config.verify:
-        from babyjax.evaluation.evaluator import verify_model
-
         result["verification"] = verify_model(
             model,
             tokens,

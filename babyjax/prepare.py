@@ -36,14 +36,16 @@ def main(argv: list[str]) -> None:
     data = config.data
     if not data.path:
         raise ConfigError("data.path=PATH is missing: name the text to prepare")
+    from babyjax.data.prepared import cache_folder, prepare_corpus, prepare_once
+
     folder = (
         user_path(config.out, DataError)
         if config.out
-        else babyjax.cache_folder(data.path, data.field, data.tokenizer, data.vocab_size)
+        else cache_folder(data.path, data.field, data.tokenizer, data.vocab_size)
     )
     if folder is None:
         raise ConfigError("there is no cache folder for this user; give out=FOLDER")
-    write = babyjax.prepare_corpus if config.out else babyjax.prepare_once
+    write = prepare_corpus if config.out else prepare_once
     start, screen = time.perf_counter(), babyjax.Screen()
     update = screen.bar(0, 100)
     try:

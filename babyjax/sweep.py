@@ -70,14 +70,14 @@ def main(argv: list[str]) -> int:
     if configs[0].is_distributed:
         raise ConfigError("a sweep runs in one process; leave out distributed=")
     path = arguments.get("run_dir") or f"checkpoints/sweep-{Path(configs[0].run_dir).name.removesuffix('-seeds')}"
-    babyjax.folder_of_runs(path, "|".join(map(re.escape, (TRIALS, WINNER, RESULT, PICTURE))))
+    babyjax.studies.folder_of_runs(path, "|".join(map(re.escape, (TRIALS, WINNER, RESULT, PICTURE))))
     folder = Path(path).expanduser()
     screen = babyjax.Screen()
     with screen.status("starting JAX, reading the corpus") as update:
         prepare_jax()
-        log = babyjax.find_log(configs[0].log)
+        log = babyjax.sinks.find_log(configs[0].log)
         task = babyjax.load_task(configs[0], progress=update)
-    babyjax.introduce(configs[0], task, screen)
+    babyjax.runner.introduce(configs[0], task, screen)
     losses, received = _try_all(trials, configs, folder, task, log, screen)
     if received:
         screen.say(f"\nstopped   {len(losses)} of {len(trials)} trials are done")
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> int:
         raise DivergenceError("no trial of the sweep has a finite loss; try lower learning rates")
     rows = [{"options": chosen, "held_out": loss} for chosen, loss in zip(trials, losses, strict=True)]
     result = {"corpus": task.corpus.name, "trials": rows, "best": trials[best]}
-    babyjax.write_json(folder / RESULT, result)
+    babyjax.studies.write_json(folder / RESULT, result)
     screen.say(f"\nbest      {' '.join(f'{key}={value}' for key, value in trials[best].items())}")
     for remark in _at_the_edge(trials, trials[best]):
         screen.say(f"          {remark}")
@@ -97,18 +97,18 @@ def main(argv: list[str]) -> int:
     winner = winner.replace(train=winner.train.replace(seeds=seeds), run_dir=run_dir)
     final = babyjax.load_task(winner, task.corpus, task.tokenizer)
     screen.say("          trained again, on the whole training split")
-    found, received = babyjax.train_seeds(winner, final, log, screen)
+    found, received = babyjax.studies.train_seeds(winner, final, log, screen)
     if received:
         return _stopped(argv, received, screen)
-    babyjax.say_seeds(winner, final, found, screen)
+    babyjax.studies.say_seeds(winner, final, found, screen)
     result["winner"] = [loss._asdict() for loss in found]
-    babyjax.write_json(folder / RESULT, result)
+    babyjax.studies.write_json(folder / RESULT, result)
     try:
-        babyjax.require_picture(folder / PICTURE)
+        babyjax.pictures.require_picture(folder / PICTURE)
     except BabyjaxError as error:
         screen.say(f"picture   none: {error}")
     else:
-        babyjax.draw_sweep(result, folder / PICTURE)
+        babyjax.pictures.draw_sweep(result, folder / PICTURE)
         screen.say(f"picture   {folder / PICTURE}")
     if screen.failure:
         print_error(f"error: the sweep in {folder} is done and saved, but showing it failed: {screen.failure}")
@@ -120,7 +120,7 @@ def _try_all(
     configs: list[Config],
     folder: Path,
     task: "babyjax.Task",
-    log: "babyjax.Log | None",
+    log: "babyjax.sinks.Log | None",
     screen: "babyjax.Screen",
 ) -> tuple[list[float], int]:
     """Train the trials. Returns their losses on held-out training text and the number of a signal, or 0."""
@@ -139,7 +139,7 @@ def _try_all(
             tasks[key] = babyjax.load_task(config, text, task.tokenizer)
         return tasks[key]
 
-    babyjax.start_over(runs, task_of(runs[0]))
+    babyjax.studies.start_over(runs, task_of(runs[0]))
     width = max(len(" ".join(chosen.values())) for chosen in trials)
     screen.say(f"\n{len(trials)} trials on the first 90 % of the training split, judged on the rest of it")
     screen.say(f"\n  {'held out':>8}  {' '.join(trials[0])}")
@@ -147,7 +147,7 @@ def _try_all(
         values, received = " ".join(chosen.values()), 0
         name = f"trial {index} of {len(trials)}: {values}"
         try:
-            (loss, how), received = babyjax.train_one(config, task_of(config), log, screen, name)
+            (loss, how), received = babyjax.studies.train_one(config, task_of(config), log, screen, name)
             if loss is None:
                 return losses, received
             losses.append(loss.val)

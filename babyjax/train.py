@@ -51,14 +51,14 @@ def main(argv: list[str]) -> int:
         return _main(config, argv, screen)
     if chosen.process == 0 and chosen.processes != 1:
         screen.say(f"waiting at {chosen.coordinator} for all {chosen.processes} processes")
-    with babyjax.connected(config):
+    with babyjax.processes.connected(config):
         prepare_jax()
-        return _main(config, argv, babyjax.Screen(silent=not babyjax.is_main_process()))
+        return _main(config, argv, babyjax.Screen(silent=not babyjax.processes.is_main_process()))
 
 
 def _main(config: Config, argv: list[str], screen: "babyjax.Screen") -> int:
     with screen.status("reading the corpus") as update:
-        log = babyjax.find_log(config.log)
+        log = babyjax.sinks.find_log(config.log)
         task = babyjax.load_task(config, progress=update)
     received = (_train if config.train.seeds == 1 else _train_seeds)(config, task, log, screen, argv)
     if received:
@@ -69,13 +69,13 @@ def _main(config: Config, argv: list[str], screen: "babyjax.Screen") -> int:
 
 
 def _train(
-    config: Config, task: "babyjax.Task", log: "babyjax.Log | None", screen: "babyjax.Screen", argv: list[str]
+    config: Config, task: "babyjax.Task", log: "babyjax.sinks.Log | None", screen: "babyjax.Screen", argv: list[str]
 ) -> int:
     """Train one run and say what it has learned. Returns the number of the signal that ended it, or 0."""
     with babyjax.Run.open(config, task.corpus, task.tokenizer, task.parts) as run:
         if not run.step:
-            task = babyjax.grown(config, task)
-        babyjax.introduce(config, task, screen)
+            task = babyjax.task.grown(config, task)
+        babyjax.runner.introduce(config, task, screen)
 
         def console(step: int, total: int | None) -> "babyjax.ConsoleSink":
             if step:
@@ -84,7 +84,7 @@ def _train(
 
         job = babyjax.Job(run, config, task, babyjax.make_trainer(config, task))
         state, event, received = babyjax.train_run(job, log, screen, console)
-        model = babyjax.gather(state.model) if config.model.is_v1 else None
+        model = babyjax.processes.gather(state.model) if config.model.is_v1 else None
         if event is None:
             _already_trained(config, run.step, screen)
         elif not event.last:
@@ -93,7 +93,7 @@ def _train(
         else:
             _conclude(event, config, task, screen)
             received = 0  # a signal in the last moment stopped nothing
-        if model is not None and babyjax.is_main_process() and not run.has_decomposition():
+        if model is not None and babyjax.processes.is_main_process() and not run.has_decomposition():
             with stop_signals() as signals:
                 _decompose(model, config, task, run, screen, signals)
             received = signals[0] if signals else 0
@@ -101,16 +101,16 @@ def _train(
 
 
 def _train_seeds(
-    config: Config, task: "babyjax.Task", log: "babyjax.Log | None", screen: "babyjax.Screen", argv: list[str]
+    config: Config, task: "babyjax.Task", log: "babyjax.sinks.Log | None", screen: "babyjax.Screen", argv: list[str]
 ) -> int:
     """Train a run per seed and say how they vary. Returns the number of the signal that ended it, or 0."""
-    babyjax.introduce(config, task, screen)
-    losses, received = babyjax.train_seeds(config, task, log, screen)
+    babyjax.runner.introduce(config, task, screen)
+    losses, received = babyjax.studies.train_seeds(config, task, log, screen)
     if received:
         screen.say(f"\nstopped   {len(losses)} of {config.train.seeds} seeds are trained")
         screen.say(f"next      {command_line('train', *arguments_to_resume(argv))}")
     else:
-        babyjax.say_seeds(config, task, losses, screen)
+        babyjax.studies.say_seeds(config, task, losses, screen)
     return received
 
 
@@ -118,7 +118,7 @@ def _conclude(event: "babyjax.Event", config: Config, task: "babyjax.Task", scre
     losses = event.losses or {}
     train, val = losses["train"].per_token, losses["val"].per_token
     screen.say(f"\nfinal     train {train:.4f} ({train - task.entropy:+.4f} to the entropy), val {val:.4f} nats/token")
-    babyjax.say_ngram(config, task, screen)
+    babyjax.runner.say_ngram(config, task, screen)
     if task.sampled:
         scored = ", ".join(
             f"{loss.tokens:,} of {name}" + (f" +-{loss.standard_error:.4f}" if loss.standard_error is not None else "")

@@ -18,7 +18,7 @@ from scipy.stats import t
 
 import babyjax
 from babyjax import runner
-from babyjax.compare import CompareConfig, _differences, compare
+from babyjax.compare import _differences
 from babyjax.errors import ConfigError, DivergenceError, RunError
 from babyjax.options import config_to_dict
 from babyjax.runs.manifest import read_manifest
@@ -347,7 +347,7 @@ def test_places_that_look_the_same_are_listed_once():
 def test_a_comparison_tells_how_much_of_each_run_is_done(runs):
     told = []
     paths = [str(runs(name)) for name in ("again", "counted")]
-    compare(paths, CompareConfig(), lambda what, share: told.append((what, share)))
+    babyjax.compare_runs(paths, progress=lambda what, share: told.append((what, share)))
     assert [what for what, share in told if share == 1] == [f"evaluating {runs(name)}" for name in ("again", "counted")]
 
 

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from babyjax import Event, find_log, open_sinks
+from babyjax import Event
 from babyjax.errors import BabyjaxError, ConfigError
+from babyjax.sinks import find_log, open_sinks
 from babyjax.training.events import State
 
 MODEL: Any = None  # no sink looks at it
