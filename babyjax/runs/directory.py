@@ -22,7 +22,7 @@ from babyjax.models import make_model
 from babyjax.models.base import LanguageModel
 from babyjax.options import config_from_dict
 from babyjax.runs.arrays import Arrays, Place, fill, read_arrays
-from babyjax.runs.manifest import NAME, Checkpoint, Manifest, digest, read_manifest
+from babyjax.runs.manifest import NAME, Checkpoint, Manifest, read_manifest, sha256_of
 
 STEPS, METRICS, PARTS = "steps", "metrics.jsonl", "parts.json"
 # What Orbax takes for a pattern: it would look for its own files elsewhere, and a checkpoint could not be read back.
@@ -107,7 +107,7 @@ def read_own(folder: Path, manifest: Manifest, name: str) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}") from None
-    if digest(data) != manifest.files.get(name):
+    if sha256_of(data) != manifest.files.get(name):
         raise RunError(f"{path} was changed: it is not the one the run was trained with")
     return decode_text(data, str(path)) if data else ""
 

@@ -22,7 +22,7 @@ Step = Annotated[int, Field(ge=0, lt=2**31)]
 Size = Annotated[int, Field(ge=0)]
 
 
-def digest(data: str | bytes) -> str:
+def sha256_of(data: str | bytes) -> str:
     """Return the sha256 of a text or of bytes, in hexadecimal."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
@@ -67,7 +67,7 @@ class Manifest(Entry):
     def write(self, folder: Path) -> None:
         """Replace the manifest in `folder`. Raises: OSError."""
         content = {"format": FORMAT, **self.model_dump()}
-        content["sha256"] = digest(_canonical(content))
+        content["sha256"] = sha256_of(_canonical(content))
         replace_file(folder / NAME, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
@@ -83,7 +83,7 @@ def read_manifest(folder: Path) -> Manifest:
         expected = content.pop("sha256")
         if content["format"] != FORMAT:
             raise RunError(f"{path} was written by another version of babyjax; train again with another run_dir")
-        if digest(_canonical(content)) != expected:
+        if sha256_of(_canonical(content)) != expected:
             raise RunError(f"{path} was changed after it was written; use another run_dir")
         del content["format"]
         return Manifest(**content)

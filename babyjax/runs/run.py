@@ -26,7 +26,8 @@ from babyjax.errors import CheckpointError, RunError
 from babyjax.files import finite_json, open_appending, refuse_link, remove_temporary, replace_file
 from babyjax.options import arguments_of, config_to_dict, differences
 from babyjax.processes import broadcast, is_main_process, is_multiprocess, same_everywhere
-from babyjax.runs.arrays import UNFINISHED, arrays_to_save, begin_writing, check_arrays, digest_of, fill, placement_of
+from babyjax.runs.array_digest import digest_of
+from babyjax.runs.arrays import UNFINISHED, arrays_to_save, begin_writing, check_arrays, fill, placement_of
 from babyjax.runs.directory import (
     METRICS,
     PARTS,
@@ -40,7 +41,7 @@ from babyjax.runs.directory import (
     saved_config,
 )
 from babyjax.runs.lock import locked
-from babyjax.runs.manifest import Checkpoint, CorpusEntry, Manifest, digest, read_manifest
+from babyjax.runs.manifest import Checkpoint, CorpusEntry, Manifest, read_manifest, sha256_of
 from babyjax.training.events import Event, State
 
 RESULT, DECOMPOSITION, CORPUS = "result.json", "decomposition.json", "corpus.txt"
@@ -93,7 +94,7 @@ class Run:
         self._manifest = Manifest(
             config=config_to_dict(config),
             corpus=CorpusEntry(name=corpus.name, characters=corpus.characters, sha256=corpus.sha256, path=corpus.path),
-            files={name: digest(text) for name, text in self._texts.items()},
+            files={name: sha256_of(text) for name, text in self._texts.items()},
             versions={name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")},
         )
         self.step = 0
@@ -160,7 +161,7 @@ class Run:
                 rows = file.read(min(saved.metrics_bytes, path.stat().st_size))
         except OSError as error:
             raise RunError(f"cannot read {path}: {error.strerror}; overwrite=true starts over") from None
-        if digest(rows) != saved.metrics_sha256:
+        if sha256_of(rows) != saved.metrics_sha256:
             raise RunError(
                 f"{path} was changed: its rows up to step {self.step:,} are not those that were written; "
                 "restore it, or use overwrite=true to start over"

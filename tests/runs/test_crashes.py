@@ -17,7 +17,8 @@ from babyjax import Bigram, Run
 from babyjax.errors import RunError
 from babyjax.runs import directory
 from babyjax.runs import run as run_module
-from babyjax.runs.arrays import UNFINISHED, digest_of
+from babyjax.runs.array_digest import digest_of
+from babyjax.runs.arrays import UNFINISHED
 from babyjax.runs.directory import load_arrays
 from babyjax.runs.manifest import NAME, read_manifest
 from babyjax.training.events import State

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from babyjax.errors import RunError
-from babyjax.runs.manifest import NAME, Checkpoint, CorpusEntry, Manifest, digest, read_manifest
+from babyjax.runs.manifest import NAME, Checkpoint, CorpusEntry, Manifest, read_manifest, sha256_of
 
 CHECKPOINT = Checkpoint(step=7, losses={"val": 0.1}, arrays_digest="a", metrics_bytes=9, metrics_sha256="b")
 MANIFEST = Manifest(
@@ -21,7 +21,7 @@ def edit(folder, change, *, sign: bool = True):
     content = json.loads((folder / NAME).read_text())
     del content["sha256"]
     change(content)
-    content["sha256"] = digest(json.dumps(content, sort_keys=True)) if sign else "0"
+    content["sha256"] = sha256_of(json.dumps(content, sort_keys=True)) if sign else "0"
     (folder / NAME).write_text(json.dumps(content))
 
 

@@ -75,12 +75,12 @@ from dataclasses import replace
 import jax, numpy as np
 import babyjax
 from babyjax.evaluation import losses as evaluation
-from babyjax.runs.arrays import digest_of
+from babyjax.runs.array_digest import digest_of
 from babyjax.training import gradient
 from babyjax.trees import named_arrays
 
-places, place = [], evaluation.place
-evaluation.place = lambda array, where: places.append(where) or place(array, where)
+places, to_devices = [], evaluation.to_devices
+evaluation.to_devices = lambda array, where: places.append(where) or to_devices(array, where)
 options = ["model=babygpt-v9-layernorm", "model.n_embd=128", "model.n_head=8", "model.n_layer=2", "model.unroll=1"]
 options += ["train.batch_size=8", "train.steps=3"]
 sizes, losses = {}, {}
