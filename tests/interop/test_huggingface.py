@@ -14,7 +14,8 @@ from ladder import RUNGS, filled, logits_of, mostly_slow, small
 from babyjax.data.tokenizer import ByteTokenizer, CharTokenizer
 from babyjax.errors import ConfigError, DataError, TokenError
 from babyjax.generation.sampling import generate
-from babyjax.interop.huggingface import huggingface_config, load_huggingface, save_huggingface
+from babyjax.interop.huggingface import load_huggingface, save_huggingface
+from babyjax.interop.huggingface_config import config_to_json
 from babyjax.training.step import sum_nats
 from babyjax.trees import named_arrays
 
@@ -162,12 +163,12 @@ WITHOUT_HEAD_BIAS = {"babygpt-v9-layernorm": "gpt2", "babygpt-v10-dropout": "gpt
     ],
 )
 def test_a_rung_is_one_of_their_classes_or_the_idea_that_none_has_is_named(name, changes, expected):
-    model = filled(small(name, **changes), V)
+    config = small(name, **changes)
     if expected in ("gpt2", "llama", "qwen2", "qwen3"):
-        assert huggingface_config(model)["model_type"] == expected
+        assert config_to_json(config, V)["model_type"] == expected
     else:
         with pytest.raises(ConfigError, match=f"none of GPT2LMHeadModel, .* has {expected}"):
-            huggingface_config(model)
+            config_to_json(config, V)
 
 
 EXPORTABLE = [
