@@ -5,8 +5,8 @@ import sys
 
 from babyjax import __version__
 from babyjax.cli import print_result, run_command
-from babyjax.config import unknown
 from babyjax.errors import ConfigError
+from babyjax.schema import unknown
 
 COMMANDS = {
     "train": "train a model and keep the run in a directory",

@@ -15,11 +15,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from babyjax.config import Options, choices_of, interval_of
 from babyjax.errors import BabyjaxError, LostError, OutOfMemoryError, debugging, is_out_of_memory
 from babyjax.files import discard, user_cache
 from babyjax.native_output import exit_at_once
 from babyjax.options import options_of
+from babyjax.schema import Options, choices_of, interval_of
 
 
 def run_command(main: Callable[[list[str]], int | None], help_text: Callable[[list[str]], str]) -> NoReturn:

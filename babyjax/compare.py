@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 import babyjax
 from babyjax.cli import describe, prepare_jax, print_result, run_command
-from babyjax.config import MovedConfig, Options, option, size
+from babyjax.config import MovedConfig
 from babyjax.errors import BabyjaxError
 from babyjax.files import finite_json, user_path
 from babyjax.options import read_options
+from babyjax.schema import Options, option, size
 from babyjax.text import truncated
 
 # Tokens that are listed for each run.

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import babyjax
 from babyjax.cli import describe, prepare_jax, print_result, run_command
-from babyjax.config import MovedConfig, Options, option, size
+from babyjax.config import MovedConfig
 from babyjax.errors import BabyjaxError, ConfigError
 from babyjax.files import finite_json, replace_file, user_path
 from babyjax.options import read_options
+from babyjax.schema import Options, option, size
 
 
 class EvaluateConfig(Options):

@@ -9,10 +9,10 @@ import yaml
 
 import babyjax
 from babyjax.cli import describe, prepare_jax, print_result, run_command
-from babyjax.config import Options, option
 from babyjax.errors import BabyjaxError, ConfigError, RunError
 from babyjax.files import replace_file, user_path
 from babyjax.options import arguments_of, read_options
+from babyjax.schema import Options, option
 
 PATHS = ("data.path", "data.tokenizer", "train.grow_from")  # of this machine, and of no use elsewhere
 

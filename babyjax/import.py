@@ -2,10 +2,10 @@
 
 import babyjax
 from babyjax.cli import command_line, describe, prepare_jax, print_result, run_command
-from babyjax.config import Options, option, size
 from babyjax.errors import BabyjaxError, ConfigError
 from babyjax.files import user_path
 from babyjax.options import read_options
+from babyjax.schema import Options, option, size
 
 
 class ImportConfig(Options):

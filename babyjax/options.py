@@ -11,11 +11,12 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
 
-from babyjax.config import BabyGPTConfig, BigramConfig, Choices, Config, Options, choices_of, kinds_of, unknown
+from babyjax.config import BabyGPTConfig, BigramConfig, Choices, Config
 from babyjax.data import documents
 from babyjax.errors import ConfigError
 from babyjax.files import read_text, user_path
 from babyjax.recipes import PRESETS, expand
+from babyjax.schema import Options, choices_of, kinds_of, unknown
 from babyjax.text import truncated
 
 GROUPS = tuple(Choices.model_fields)

@@ -4,10 +4,11 @@ import time
 
 import babyjax
 from babyjax.cli import command_line, describe, print_result, run_command
-from babyjax.config import DataConfig, Options, option
+from babyjax.config import DataConfig
 from babyjax.errors import ConfigError, DataError
 from babyjax.files import user_path
 from babyjax.options import read_options
+from babyjax.schema import Options, option
 from babyjax.text import duration
 
 

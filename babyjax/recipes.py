@@ -17,12 +17,11 @@ from babyjax.config import (
     MixtureConfig,
     MuonConfig,
     NGramConfig,
-    Options,
     SGDConfig,
     SyntheticConfig,
     TrainerConfig,
-    unknown,
 )
+from babyjax.schema import Options, unknown
 
 Preset = tuple[type[Options] | str, dict[str, Any]]
 

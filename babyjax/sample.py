@@ -2,10 +2,10 @@
 
 import babyjax
 from babyjax.cli import describe, prepare_jax, print_result, run_command
-from babyjax.config import Options, count, option, size
 from babyjax.data.documents import END_OF_TEXT
 from babyjax.errors import ConfigError
 from babyjax.options import read_options
+from babyjax.schema import Options, count, option, size
 from babyjax.text import truncated
 
 

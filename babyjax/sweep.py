@@ -8,9 +8,10 @@ from typing import Any
 
 import babyjax
 from babyjax.cli import arguments_to_resume, command_line, prepare_jax, print_error, run_command
-from babyjax.config import Config, MixtureConfig, kinds_of
+from babyjax.config import Config, MixtureConfig
 from babyjax.errors import BabyjaxError, ConfigError, DivergenceError, OutOfMemoryError
 from babyjax.options import all_arguments, load_config, options_of
+from babyjax.schema import kinds_of
 
 SEEDS = 3
 TRIALS, WINNER, RESULT, PICTURE = "trials", "winner", "sweep.json", "sweep.svg"

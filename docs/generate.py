@@ -23,19 +23,17 @@ from babyjax.config import (
     MuonConfig,
     NGramConfig,
     OptimizerConfig,
-    Options,
     ProcessesConfig,
     SGDConfig,
     SyntheticConfig,
     TrainConfig,
-    choices_of,
-    interval_of,
 )
 from babyjax.evaluate import EvaluateConfig
 from babyjax.export import ExportConfig
 from babyjax.prepare import PrepareConfig
 from babyjax.recipes import PRESETS
 from babyjax.sample import SampleConfig
+from babyjax.schema import Options, choices_of, interval_of
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -1,19 +1,9 @@
 import pytest
 from pydantic_core import PydanticUndefined
 
-from babyjax.config import (
-    AdamWConfig,
-    BabyGPTConfig,
-    BigramConfig,
-    Config,
-    CountsConfig,
-    Options,
-    SyntheticConfig,
-    TrainConfig,
-    choices_of,
-    interval_of,
-)
+from babyjax.config import AdamWConfig, BabyGPTConfig, BigramConfig, Config, CountsConfig, SyntheticConfig, TrainConfig
 from babyjax.errors import ConfigError
+from babyjax.schema import Options, choices_of, interval_of
 from babyjax.text import truncated
 
 

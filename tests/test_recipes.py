@@ -2,10 +2,11 @@
 
 import pytest
 
-from babyjax.config import BabyGPTConfig, BigramConfig, LionConfig, MixtureConfig, NGramConfig, Options
+from babyjax.config import BabyGPTConfig, BigramConfig, LionConfig, MixtureConfig, NGramConfig
 from babyjax.errors import ConfigError
 from babyjax.options import load_config, options_of, presets_of
 from babyjax.recipes import PRESETS, expand, presets
+from babyjax.schema import Options
 
 # What each of v2 to v10 adds to the rung below, and v11 and v12 to v10.
 ADDED = {

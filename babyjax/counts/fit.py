@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import entr, softmax
 
-from babyjax.config import unknown
 from babyjax.counts.descent import ITERATIONS, UPDATES, UPDATES_PER_STEP, Descent, Draws, adam_step, lbfgs_step
 from babyjax.counts.factors import UNKNOWN, Factors, perturbed, random_factors, svd_factors
 from babyjax.counts.newton import MAX_DAMPING, newton_step
@@ -25,6 +24,7 @@ from babyjax.counts.objective import Targets
 from babyjax.counts.pairs import PairCounts
 from babyjax.errors import ConfigError, DivergenceError
 from babyjax.models.babygpt import BabyGPT
+from babyjax.schema import unknown
 
 # Second order on V x V in float64 up to here: cells of the matrix, and of the D x D blocks of one factor.
 DENSE_CELLS, DENSE_BLOCKS = 512**2, 1_000_000
