@@ -19,9 +19,9 @@ from .data.corpus import Corpus as Corpus
 from .data.corpus import load_corpus as load_corpus
 from .data.corpus import read_corpus as read_corpus
 from .data.prepared import PreparedCorpus as PreparedCorpus
-from .data.prepared import load_file as load_file
 from .data.prepared import open_prepared as open_prepared
-from .data.prepared import prepare_corpus as prepare_corpus
+from .data.preparing import load_file as load_file
+from .data.preparing import prepare_corpus as prepare_corpus
 from .data.subwords import SubwordTokenizer as SubwordTokenizer
 from .data.tokenizer import ByteTokenizer as ByteTokenizer
 from .data.tokenizer import CharTokenizer as CharTokenizer

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     data = config.data
     if not data.path:
         raise ConfigError("data.path=PATH is missing: name the text to prepare")
-    from babyjax.data.prepared import cache_folder, prepare_corpus, prepare_once
+    from babyjax.data.preparing import cache_folder, prepare_corpus, prepare_once
 
     folder = (
         user_path(config.out, DataError)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from babyjax.data.prepared import Progress, silent
 from babyjax.data.tokenizer import Tokenizer
 from babyjax.errors import ConfigError, RunError
 from babyjax.evaluation.comparison import Difference, Interval, Side, common_edges, judge
+from babyjax.progress import Progress, silent
 from babyjax.runs.directory import METRICS
 from babyjax.runs.scores import ReadText, RunReader, ScoredRun, differences
 from babyjax.task import ngram_baseline

@@ -15,7 +15,8 @@ from babyjax.counts.kneser_ney import choose_order, evidence_of, nats_at
 from babyjax.counts.pairs import PairCounts
 from babyjax.data.batches import Split, bytes_of, in_memory, split_tokens
 from babyjax.data.corpus import Corpus, load_corpus
-from babyjax.data.prepared import PreparedCorpus, Progress, load_file, silent
+from babyjax.data.prepared import PreparedCorpus
+from babyjax.data.preparing import load_file
 from babyjax.data.tokenizer import Tokenizer, make_tokenizer
 from babyjax.errors import ConfigError, RunError
 from babyjax.evaluation.evaluator import Evaluator, make_evaluator, verify_sample
@@ -26,6 +27,7 @@ from babyjax.interop.arpa import read_arpa
 from babyjax.models import make_model
 from babyjax.models.base import LanguageModel
 from babyjax.models.grow import grow
+from babyjax.progress import Progress, silent
 from babyjax.runs.directory import LoadedRun, load_run
 from babyjax.training.events import Trainer
 from babyjax.training.exact import ExactTrainer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from babyjax.data import prepared
+from babyjax.data import preparing
 from babyjax.runs.manifest import read_manifest
 from babyjax.training import gradient
 
@@ -23,7 +23,7 @@ BPE = ("data.tokenizer=bpe", "data.vocab_size=300")
 def stories(tmp_path, monkeypatch, rng):
     """A folder of stories that counts as large, and whose tokens are read from the disk."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(prepared, "PREPARED_FROM", 1)
+    monkeypatch.setattr(preparing, "PREPARED_FROM", 1)
     monkeypatch.setattr(gradient, "ON_DEVICE", 0)
     (tmp_path / "stories").mkdir()
     words = ["the ", "cat ", "sat ", "and ", "ran.\n", "詩 "]
@@ -60,8 +60,8 @@ def test_a_run_on_a_prepared_text_is_that_on_the_text(done, evaluated, stories, 
     assert entry.path == str(stories)
     assert not Path("large/corpus.txt").exists()
     assert evaluated("large", "verify=true")["verification"]["passed"]
-    monkeypatch.setattr(prepared, "PREPARED_FROM", 1 << 20)
-    monkeypatch.setattr(prepared, "user_cache", lambda: None)
+    monkeypatch.setattr(preparing, "PREPARED_FROM", 1 << 20)
+    monkeypatch.setattr(preparing, "user_cache", lambda: None)
     done("train", STORIES, *TINY, "run_dir=small")
     assert read_manifest(Path("small")).corpus == entry.model_copy(update={"path": None})
     theirs = evaluated("small")
@@ -114,7 +114,7 @@ def test_a_run_goes_on_after_its_text_has_moved(done, evaluated, stories):
 def test_a_run_in_memory_goes_on_when_its_text_is_prepared_and_the_other_way_round(
     done, evaluated, stories, monkeypatch
 ):
-    monkeypatch.setattr(prepared, "PREPARED_FROM", 1 << 20)
+    monkeypatch.setattr(preparing, "PREPARED_FROM", 1 << 20)
     done("train", STORIES, *TINY, "run_dir=memory")
     done("prepare", STORIES)
     done("train", STORIES, *TINY, "run_dir=memory", "train.steps=30")

@@ -12,8 +12,8 @@ import pytest
 from ladder import filled, small
 
 import babyjax
-from babyjax.data.prepared import silent
 from babyjax.export import export
+from babyjax.progress import silent
 from babyjax.train import main as train
 
 pytest.importorskip("safetensors")

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from babyjax import processes
 from babyjax.data.corpus import load_corpus
-from babyjax.data.prepared import prepare_corpus
+from babyjax.data.preparing import prepare_corpus
 from babyjax.errors import ConfigError
 from babyjax.native_output import ENDED, FATAL, GLOO, LINES, LOST, MISSED
 from babyjax.options import config_to_dict, load_config

@@ -11,11 +11,11 @@ from babyjax.config import BigramConfig, Config, NGramConfig
 from babyjax.counts.kneser_ney import evidence_of, fit_discounts, knowledge_at, nats_at
 from babyjax.counts.ngrams import sum_before
 from babyjax.data.batches import Split
-from babyjax.data.prepared import Progress, silent
 from babyjax.errors import ConfigError
 from babyjax.evaluation.mixing import MixtureEvaluator, cross_fitted
 from babyjax.models.base import LanguageModel
 from babyjax.models.mixture import most_known
+from babyjax.progress import Progress, silent
 from babyjax.trees import named_arrays
 
 TokenNats = Float[np.ndarray, " T"]

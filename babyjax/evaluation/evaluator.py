@@ -9,12 +9,12 @@ from jaxtyping import Array, Float, Int
 
 from babyjax.counts.pairs import PairCounts
 from babyjax.data.batches import Split, in_memory
-from babyjax.data.prepared import Progress, silent
 from babyjax.evaluation.losses import ContextEvaluator, ExactEvaluator, Nats, commit_to_device
 from babyjax.evaluation.mixing import MixtureEvaluator
 from babyjax.evaluation.verify import HELD, Verification, verify
 from babyjax.models.base import LanguageModel
 from babyjax.processes import to_host
+from babyjax.progress import Progress, silent
 
 SAMPLED = 2048  # tokens, at most, that a finished run is verified on
 

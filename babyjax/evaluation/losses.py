@@ -16,10 +16,10 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 from babyjax.checks import check_tokens
 from babyjax.counts.pairs import PairCounts
 from babyjax.data.batches import Split, segments_of, windows_at
-from babyjax.data.prepared import Progress, silent
 from babyjax.errors import ConfigError
 from babyjax.models.base import LanguageModel
 from babyjax.processes import to_devices, to_host
+from babyjax.progress import Progress, silent
 
 # Logits held at once by the exact evaluation and by the sliding windows.
 EXACT_LOGITS, WINDOW_LOGITS = 1 << 22, 1 << 24

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from scipy.special import log_softmax
 
 from babyjax.data.batches import Split
-from babyjax.data.prepared import Progress, silent
 from babyjax.evaluation.losses import ContextEvaluator, Nats
 from babyjax.models.base import LanguageModel
 from babyjax.models.mixture import features, most_known
+from babyjax.progress import Progress, silent
 
 PartNats = Float[np.ndarray, "L P"]
 Knowledge = Float[np.ndarray, "L 3"]

@@ -14,13 +14,15 @@ import jax
 
 from babyjax.config import BabyGPTConfig, Config, MixtureConfig
 from babyjax.data.corpus import Corpus, decode_text
-from babyjax.data.prepared import PreparedCorpus, Progress, is_prepared, load_file, open_prepared, silent
+from babyjax.data.prepared import PreparedCorpus, is_prepared, open_prepared
+from babyjax.data.preparing import load_file
 from babyjax.data.tokenizer import Tokenizer, tokenizer_from_json
 from babyjax.errors import CheckpointError, ConfigError, DataError, RunError
 from babyjax.files import LOCK, is_temporary, user_path
 from babyjax.models import make_model
 from babyjax.models.base import LanguageModel
 from babyjax.options import config_from_dict
+from babyjax.progress import Progress, silent
 from babyjax.runs.arrays import Arrays, Place, fill, read_arrays
 from babyjax.runs.manifest import NAME, Checkpoint, Manifest, read_manifest, sha256_of
 

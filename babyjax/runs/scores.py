@@ -11,13 +11,14 @@ from jaxtyping import Float, Int
 from babyjax.config import Config
 from babyjax.data.batches import Split, bytes_of, split_tokens
 from babyjax.data.corpus import Corpus
-from babyjax.data.prepared import PreparedCorpus, Progress
+from babyjax.data.prepared import PreparedCorpus
 from babyjax.data.tokenizer import Tokenizer
 from babyjax.errors import ConfigError, RunError
 from babyjax.evaluation.comparison import Scored
 from babyjax.evaluation.evaluator import token_nats
 from babyjax.files import user_path
 from babyjax.options import options_of
+from babyjax.progress import Progress
 from babyjax.runs.directory import LoadedRun, load_run
 from babyjax.runs.manifest import NAME, CorpusEntry
 from babyjax.text import truncated

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from babyjax import CharTokenizer, PairCounts, Split, batch_at, count_matrix, count_windows, split_tokens
 from babyjax.counts import pairs as pairs_module
 from babyjax.data import batches
-from babyjax.data.prepared import prepare_corpus
+from babyjax.data.preparing import prepare_corpus
 from babyjax.errors import CountError, DataError, TokenError
 
 V = 6

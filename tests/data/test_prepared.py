@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babyjax.data import prepared
+from babyjax.data import preparing
 from babyjax.data.batches import is_mapped, split_tokens
 from babyjax.data.corpus import Corpus, read_corpus
 from babyjax.data.documents import clean_text, cleaned
-from babyjax.data.prepared import PreparedCorpus, cache_folder, load_file, open_prepared, prepare_corpus
+from babyjax.data.prepared import PreparedCorpus, open_prepared
+from babyjax.data.preparing import cache_folder, load_file, prepare_corpus
 from babyjax.data.tokenizer import ByteTokenizer, CharTokenizer, make_tokenizer
 from babyjax.errors import DataError, TokenError
 from babyjax.files import is_temporary, open_appending, take_lock
@@ -32,7 +33,7 @@ def folder(tmp_path, monkeypatch):
     """Documents in `stories`, and a cache of its own; every text is large."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(prepared, "PREPARED_FROM", 1)
+    monkeypatch.setattr(preparing, "PREPARED_FROM", 1)
     monkeypatch.setattr("babyjax.data.documents.CHUNK", 7)
     Path("stories").mkdir()
     for index, story in enumerate(STORIES):
@@ -105,11 +106,11 @@ def test_a_large_text_is_prepared_once_and_again_when_it_or_the_tokenizer_change
 
 
 def test_a_small_text_is_read_into_memory_unless_it_is_prepared(folder, monkeypatch):
-    monkeypatch.setattr(prepared, "PREPARED_FROM", 1 << 20)
+    monkeypatch.setattr(preparing, "PREPARED_FROM", 1 << 20)
     assert load_file("stories") == read_corpus("stories")
     there = cache_folder("stories", "text", "char", None)
     assert there
-    prepared.prepare_once(there, "stories", "text", "char", None, lambda what, share: None)
+    preparing.prepare_once(there, "stories", "text", "char", None, lambda what, share: None)
     assert isinstance(load_file("stories"), PreparedCorpus)
 
 
@@ -173,9 +174,9 @@ def test_links_with_other_names_are_other_corpora(folder):
 def test_a_gzipped_text_is_large_sooner(folder, monkeypatch):
     Path("x.txt.gz").write_bytes(gzip.compress(b"story " * 999))
     size = Path("x.txt.gz").stat().st_size
-    monkeypatch.setattr(prepared, "PREPARED_FROM", 4 * size)
+    monkeypatch.setattr(preparing, "PREPARED_FROM", 4 * size)
     assert isinstance(load_file("x.txt.gz"), PreparedCorpus)
-    monkeypatch.setattr(prepared, "PREPARED_FROM", 4 * size + 1)
+    monkeypatch.setattr(preparing, "PREPARED_FROM", 4 * size + 1)
     assert load_file("x.txt.gz", tokenizer="byte") == read_corpus("x.txt.gz")
 
 
@@ -230,7 +231,7 @@ def test_what_is_interrupted_leaves_nothing(folder, monkeypatch):
     def fill_the_disk(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prepared, "replace_file", fill_the_disk)
+    monkeypatch.setattr(preparing, "replace_file", fill_the_disk)
     with pytest.raises(DataError, match=r"cannot write .*out: No space left on device"):
         prepare_corpus(folder / "out", "stories")
     assert sorted(path.name for path in folder.iterdir()) == ["few.json", "stories"]
@@ -238,9 +239,9 @@ def test_what_is_interrupted_leaves_nothing(folder, monkeypatch):
 
 KILLED = """
 import os, sys
-from babyjax.data import prepared
-prepared.PREPARED_FROM = 1
-prepared.load_file("stories", progress=lambda what, share: what == "encoding stories" and os._exit(9))
+from babyjax.data import preparing
+preparing.PREPARED_FROM = 1
+preparing.load_file("stories", progress=lambda what, share: what == "encoding stories" and os._exit(9))
 """
 
 
@@ -321,6 +322,6 @@ def test_a_text_that_cannot_be_read_leaves_nothing(folder, name, data, sentence)
 
 
 def test_without_a_cache_folder_a_large_text_needs_one(folder, monkeypatch):
-    monkeypatch.setattr(prepared, "user_cache", lambda: None)
+    monkeypatch.setattr(preparing, "user_cache", lambda: None)
     with pytest.raises(DataError, match=r"use babyjax prepare data\.path=\.\.\. out=FOLDER"):
         load_file("stories")
