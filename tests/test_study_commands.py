@@ -277,9 +277,9 @@ def test_an_infinite_loss_is_worse_than_any_other(call, compared, runs, tmp_path
     for names, better in ((("0", "1"), "B"), (("1", "0"), "A")):
         found = compared(*(tmp_path / name for name in names))["comparisons"][0]
         assert found["better"] == better
-        assert found["verdict"] == f"{better} is better: the loss of {'AB'[better == 'A']} is infinite"
+        assert found["verdict"] == f"{better} is better: the loss of {'AB'[better == 'A']} is infinite or NaN"
     both = compared(tmp_path / "0", tmp_path / "0")["comparisons"][0]
-    assert both["verdict"] == "not distinguishable: both losses are infinite"
+    assert both["verdict"] == "not distinguishable: both losses are infinite or NaN"
     path.write_text("ab" * 4000 + "aabb" * 20 + "ab" * 460)  # only what trials are judged on has aa
     status, out, _ = call("sweep", "model=bigram", f"data.path={path}", "model.smoothing=0,1", "run_dir=swept")
     assert (status, "best      model.smoothing=1" in out) == (0, True)

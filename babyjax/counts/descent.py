@@ -114,9 +114,9 @@ def lbfgs_step(descent: Descent, targets: Targets, penalty: float, dtype: type) 
 
 
 class Draws:
-    """Which contexts the updates take. A context is drawn with a probability proportional to sqrt(w_i), or always.
+    """Which contexts the updates take. Context i is drawn about c_i times, proportional to sqrt(w_i) and at most 1.
 
-    Its row is divided by that probability, so that the expected gradient is the exact one. An update takes the rows
+    Its row is divided by that expected number, so that the expected gradient is the exact one. An update takes the rows
     in chunks of about `ROWS`.
     """
 
@@ -134,7 +134,7 @@ class Draws:
         # Those always drawn first, then the others in any order: neighbors are not drawn together.
         order[always:] = np.random.default_rng(0).permutation(order[always:])
         self._order, self._edges = order, np.cumsum(self._chance[order])
-        # Of each entry of T: its column, and T_ij divided by the chance of i.
+        # Of each entry of T: its column, and T_ij divided by the expected number of draws of i.
         self._columns = targets.matrix.indices.astype(np.int32)
         values = targets.matrix.data / np.repeat(self._chance, np.diff(targets.matrix.indptr))
         self._values = values.astype(np.float32)

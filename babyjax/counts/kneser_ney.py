@@ -160,7 +160,11 @@ def nats_at(evidence: list[Evidence], vocab_size: int) -> Float[np.ndarray, " T"
 
 
 def knowledge_at(evidence: list[Evidence]) -> Float[np.ndarray, "T 3"]:
-    """Return the `knowledge` before every token of a text but the first."""
+    """Return the `knowledge` before every token of a text but the first.
+
+    It is that of the model, except for a context whose follower was seen only at the very start of the training text:
+    that n-gram has no count here, but is in the trie.
+    """
     found = np.tile(NOTHING_KNOWN, (len(evidence[0].counts), 1))
     for length, each in enumerate(evidence[1:], 1):
         seen = each.total > 0
@@ -244,7 +248,8 @@ def fit_discounts(
     if len(text) < 2:
         counted = text = tokens
     evidence = evidence_of(counted, text, vocab_size, order, adaptive=adaptive)
-    published = np.stack([each.discounts.reshape(-1, 3)[0] for each in evidence])
+    # Those before the first token; there is none in a text that is shorter than the n-grams.
+    published = np.stack([next(iter(each.discounts.reshape(-1, 3)), FALLBACK) for each in evidence])
     share = np.clip(published / MAX_DISCOUNTS, 0.01, 0.99)
     prior = np.log(share / (1 - share))
 

@@ -1,7 +1,7 @@
 """Text files: one, or the documents of a folder or a pattern; plain text or JSON lines, either gzipped.
 
-Every text is UTF-8. A byte-order mark is dropped and line ends become "\\n", so that the same text saved on another
-system is the same.
+Every text is UTF-8. Byte-order marks at its start are dropped and line ends become "\\n", so that the same text saved
+on another system is the same.
 """
 
 import codecs
@@ -233,7 +233,7 @@ def _reason(error: Exception) -> object:
 
 
 def cleaned(chunks: Iterable[bytes], source: str) -> Iterator[str]:
-    """Decode UTF-8 bytes, cut anywhere, to text with "\\n" line ends and no byte-order mark.
+    """Decode UTF-8 bytes, cut anywhere, to text with "\\n" line ends and no byte-order marks at the start.
 
     Raises: DataError, naming `source`.
     """

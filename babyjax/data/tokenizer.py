@@ -199,7 +199,10 @@ class ByteTokenizer:
         return None
 
     def encode(self, text: str) -> Ids:
-        """Encode `text` as int32[number of UTF-8 bytes]. Raises: TokenError if it has a lone surrogate."""
+        """Encode `text` as int32[number of UTF-8 bytes]. Raises: TokenError if it has half a surrogate pair.
+
+        Python writes a byte that was no UTF-8 as U+DC80 to U+DCFF; these become that byte again.
+        """
         try:
             data = text.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError as error:

@@ -84,7 +84,7 @@ class Difference(NamedTuple):
     """The loss of B minus that of A in nats per unit, the unit being a token or a byte, and how it varies.
 
     Standard errors are None if nothing is known about them: of the text if it is too short, of the seeds if a side has
-    one seed.
+    one seed. If a loss is infinite or NaN, `mean` is infinite, or NaN if both are.
     """
 
     mean: float
@@ -102,7 +102,8 @@ class Difference(NamedTuple):
         if not (np.isfinite(a.nats).all() and np.isfinite(b.nats).all()):
             ours, theirs = (not np.isfinite(side.nats).all() for side in (a, b))
             mean = math.nan if ours and theirs else -math.inf if ours else math.inf
-            return cls(mean, None, None, len(units) - 1, 0.0, math.nan, 0, False)
+            of_seeds = None if any(side.seeded and len(side.seeds) == 1 for side in (a, b)) else math.inf
+            return cls(mean, None, of_seeds, len(units) - 1, 0.0, math.nan, 0, False)
         segments = b.nats.mean(axis=0) - a.nats.mean(axis=0)
         whole = Nats.of_segments(segments, units, 1)
         losses = [side.nats.sum(axis=1) / units.sum() for side in (a, b)]
@@ -180,11 +181,17 @@ def judge(
     only in their seed, are not distinguishable as recipes, whatever the difference between their models.
     """
     mean, half = difference.mean, difference.half_width(level)
+    one_seed = "; one seed says little about the recipe: use train.seeds=4"
     if math.isnan(mean):
-        return Verdict(None, "not distinguishable: both losses are infinite")
+        return Verdict(None, "not distinguishable: both losses are infinite or NaN")
     if math.isinf(mean):
         better, worse = names if mean > 0 else names[::-1]
-        return Verdict(better, f"{better} is better: the loss of {worse} is infinite")
+        reason = f"the loss of {worse} is infinite or NaN"
+        if same_recipe:
+            return Verdict(None, f"not distinguishable: they differ only in their seed ({reason})")
+        if difference.of_seeds is None:
+            return Verdict(better, f"this model of {better} is better: {reason}{one_seed}")
+        return Verdict(better, f"{better} is better: {reason}")
     if half is None:
         return Verdict(None, f"not distinguishable: the text is too short to tell (difference {mean:+.4f} {unit})")
     amount = f"{abs(mean):.4f} +- {half:.4f} {unit} ({100 * level:.3g} %)"
@@ -195,10 +202,7 @@ def judge(
     if difference.of_seeds is None:
         if better is None:
             return Verdict(None, f"not distinguishable: {amount}")
-        return Verdict(
-            better,
-            f"this model of {better} is better by {amount}; one seed says little about the recipe: use train.seeds=4",
-        )
+        return Verdict(better, f"this model of {better} is better by {amount}{one_seed}")
     if better is not None:
         return Verdict(better, f"{better} is better by {amount}")
     return Verdict(None, f"not distinguishable: {amount}{_remedy(difference, half, unit, seeds, resolution, level)}")

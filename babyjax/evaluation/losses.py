@@ -74,9 +74,10 @@ class Nats(NamedTuple):
 
 
 def _check_vocabulary(model: LanguageModel, vocab_size: int) -> None:
-    if model.vocab_size < vocab_size:
+    known = min([model.vocab_size, *(part.vocab_size for part in model.parts)])
+    if known < vocab_size:
         raise ConfigError(
-            f"a model of {model.vocab_size:,} tokens cannot be evaluated on a text with a vocabulary of "
+            f"a model of {known:,} tokens cannot be evaluated on a text with a vocabulary of "
             f"{vocab_size:,}; use the tokenizer it was trained with"
         )
 
@@ -245,7 +246,7 @@ class ContextEvaluator:
         for name in splits:
             sums, counts, size = [], [], 0
             for nats, targets, scored in self._score(model, name, progress, _token_nats):
-                sums.append((nats.astype(np.float64) * scored).sum(axis=1))
+                sums.append(np.where(scored, nats, 0).astype(np.float64).sum(axis=1))
                 counts.append(scored.sum(axis=1))
                 size += int(self.byte_lengths[targets[scored]].sum())
             losses[name] = Nats.of_segments(*_by_segment(np.concatenate(sums), np.concatenate(counts)), size)

@@ -24,10 +24,10 @@ MAX_ITERATIONS = 1000
 
 
 def fit_gate(nats: PartNats, knowledge: Knowledge, size: int) -> Gate:
-    """Return the maximum a posteriori gate of a mixture, of `size` features, for these tokens.
+    """Return the gate of a mixture, of `size` features, that is most likely for these tokens, as L-BFGS finds it.
 
-    A standard normal prior keeps its numbers finite and, for a short text, the weights about equal. Tokens that no part
-    thought possible say nothing.
+    It starts from equal weights, and there may be another maximum. A standard normal prior keeps the numbers finite
+    and, for a short text, the weights about equal. Tokens that no part thought possible say nothing.
     """
     possible = np.isfinite(nats).any(axis=1)
     nats, inputs = nats[possible], features(knowledge[possible])[:, :size]

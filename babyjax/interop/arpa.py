@@ -41,7 +41,7 @@ def arpa_lines(model: NGram, words: Sequence[str]) -> Iterator[str]:
         grams = [
             f"{grams[parent]} {words[token]}".lstrip(" ") for parent, token in zip(parents, last[level], strict=True)
         ]
-        probability = _log10(model.log_probability[level])
+        probability = _log10(jnp.minimum(model.log_probability[level], 0))
         if length < len(levels):
             backoff = _log10(model.log_backoff[level])
             yield from (f"{p:.7g}\t{g}\t{b:.7g}" for p, g, b in zip(probability, grams, backoff, strict=True))
@@ -51,7 +51,7 @@ def arpa_lines(model: NGram, words: Sequence[str]) -> Iterator[str]:
 
 
 def _log10(logs: jax.Array) -> list[float]:
-    return (np.minimum(np.asarray(logs, np.float64), 0) / math.log(10) + 0.0).tolist()
+    return (np.asarray(logs, np.float64) / math.log(10) + 0.0).tolist()  # no -0
 
 
 class _Grams(NamedTuple):

@@ -34,7 +34,8 @@ class Mixture(LanguageModel):
     """`p = sum_i w_i p_i`. The weights depend on what an n-gram among the parts knows of the context.
 
     They are a softmax of `features(knowledge) @ gate` (Jacobs et al. 1991), with the knowledge of the part that has
-    seen the longest context. A `gate` of one row uses the first feature only: the same weights everywhere.
+    seen the longest context. A `gate` of one row uses the first feature only: the same weights everywhere. If the parts
+    have room for different numbers of tokens, those that a part does not have are impossible to it.
     """
 
     def __init__(self, parts: Sequence[LanguageModel], gate: Float[Array, "F P"]):
@@ -42,7 +43,7 @@ class Mixture(LanguageModel):
             setattr(self, f"part{index}", part)
         self.gate = nnx.Variable(gate)
         self.size = len(parts)
-        self.vocab_size = min(part.vocab_size for part in parts)
+        self.vocab_size = max(part.vocab_size for part in parts)
 
     @property
     def parts(self) -> Sequence[LanguageModel]:
@@ -79,10 +80,17 @@ class Mixture(LanguageModel):
     def knowledge(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T 3"]:
         return most_known([part.knowledge(tokens) for part in self.parts])
 
-    def mix(self, logits: Sequence[Float[Array, "*B V"]], knowledge: Float[Array, "*B 3"]) -> Float[Array, "*B V"]:
+    def mix(self, logits: Sequence[Float[Array, "*B _"]], knowledge: Float[Array, "*B 3"]) -> Float[Array, "*B V"]:
         """Return the log-probabilities of the mixture from the logits of the parts."""
-        every = jnp.stack([jax.nn.log_softmax(each)[..., : self.vocab_size] for each in logits], axis=-1)
-        return jax.nn.logsumexp(self.log_weights(knowledge)[..., None, :] + every, axis=-1)
+        parts = [
+            jnp.pad(
+                jax.nn.log_softmax(each),
+                [(0, 0)] * (each.ndim - 1) + [(0, self.vocab_size - each.shape[-1])],
+                constant_values=-jnp.inf,
+            )
+            for each in logits
+        ]
+        return jax.nn.logsumexp(self.log_weights(knowledge)[..., None, :] + jnp.stack(parts, axis=-1), axis=-1)
 
     def log_weights(self, knowledge: Float[Array, "*B 3"]) -> Float[Array, "*B P"]:
         """Return the logarithms of the weights of the parts."""

@@ -152,6 +152,12 @@ def test_fitted_discounts_are_best_for_what_is_held_out(adaptive):
     assert longer >= choose_order(chain(2000), V)
 
 
+def test_discounts_of_ngrams_longer_than_what_is_held_out_are_the_fallback():
+    fitted, loss = fit_discounts(chain(20), V, 4, adaptive=True)  # 2 tokens are held out
+    assert fitted[2:] == pytest.approx(np.array([FALLBACK, FALLBACK]))
+    assert np.isfinite(loss)
+
+
 def test_the_gradient_of_the_discounts_is_that_of_finite_differences(rng):
     tokens, text = held_out(chain(300))
     evidence = evidence_of(tokens, text, V, 3)

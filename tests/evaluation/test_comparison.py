@@ -98,6 +98,19 @@ def test_runs_of_one_recipe_are_not_distinguishable():
     assert "differ only in their seed" in found.words
 
 
+def test_an_infinite_loss_is_worse_than_any_other():
+    finite, infinite = side([1.0] * 2), side([1.0] * 2)._replace(nats=np.full((2, len(UNITS)), np.inf))
+    assert verdict(finite, infinite) == ("A", "A is better: the loss of B is infinite or NaN")
+    assert verdict(infinite, finite) == ("B", "B is better: the loss of A is infinite or NaN")
+    assert verdict(infinite, infinite) == (None, "not distinguishable: both losses are infinite or NaN")
+    one = side([1.0])
+    assert verdict(infinite, one).words.startswith(
+        "this model of B is better: the loss of A is infinite or NaN; one seed"
+    )
+    found = verdict(infinite, finite, same_recipe=True)
+    assert found == (None, "not distinguishable: they differ only in their seed (the loss of A is infinite or NaN)")
+
+
 @given(st.floats(0.002, 0.02), st.integers(2, 5), st.booleans())
 def test_the_number_of_seeds_that_is_named_suffices(spread, seeds, paired):
     losses = 1 + spread * np.linspace(-1, 1, seeds)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jax.sharding import SingleDeviceSharding
 from ladder import filled, logits_of, small
 
-from babyjax import ContextEvaluator, ExactEvaluator, PairCounts, Split
+from babyjax import Bigram, ContextEvaluator, ExactEvaluator, Mixture, PairCounts, Split
 from babyjax.data import batches
 from babyjax.errors import ConfigError, TokenError
 from babyjax.evaluation import losses as losses_module
@@ -120,3 +120,18 @@ def test_a_model_with_a_smaller_vocabulary_and_ids_out_of_range_are_errors():
         ContextEvaluator(Split(tokens, tokens), np.arange(1, V + 2), BLOCK)(MODEL)
     with pytest.raises(TokenError, match="token id 7 is outside"):
         ContextEvaluator(Split(tokens, tokens), BYTES, BLOCK)(MODEL)
+
+
+def test_the_vocabulary_of_a_mixture_is_that_of_its_smallest_part():
+    tokens = np.zeros(9, np.int32)
+    narrow, wide = (Bigram(jnp.ones((size, size), jnp.int32)) for size in (V, V + 1))
+    mixed = Mixture((narrow, wide), jnp.zeros((1, 2)))
+    with pytest.raises(ConfigError, match="a model of 7 tokens cannot be evaluated on a text with a vocabulary of 8"):
+        ContextEvaluator(Split(tokens, tokens), np.arange(1, V + 2), BLOCK)(mixed)
+
+
+def test_what_is_not_scored_may_have_an_infinite_loss():
+    tokens = np.arange(30, dtype=np.int32) % 3  # never the same twice, as in the padding
+    model = Bigram.from_tokens(tokens, 3, smoothing=0.0)
+    losses = ContextEvaluator(Split(tokens, tokens), np.ones(3, int), BLOCK)(model)
+    assert losses["train"].nats == losses["val"].nats == 0

@@ -35,6 +35,15 @@ def test_a_model_comes_back(path, order):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), back, model)
 
 
+def test_a_backoff_weight_above_one_comes_back(path):
+    logs = [f"{math.log10(number):.7f}" for number in (0.8, 4.5, 0.2)]  # after a: a 0.1, b 4.5 * 0.2
+    lines = ["\\data\\", "ngram 1=2", "ngram 2=1", "\\1-grams:", f"{logs[0]}\ta\t{logs[1]}", f"{logs[2]}\tb"]
+    model = read_arpa(write(path, [*lines, "\\2-grams:", "-1\ta a", "\\end\\"]), ["a", "b"])
+    np.testing.assert_allclose(np.exp(rows_of(model, jnp.zeros((1, 1), jnp.int32)))[0, 0], [0.1, 0.9], rtol=1e-5)
+    back = read_arpa(write(path, arpa_lines(model, ["a", "b"])), ["a", "b"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), back, model)
+
+
 @given(text=st.text(min_size=1, max_size=50))
 def test_texts_can_be_recovered_from_their_words(text):
     for tokenizer in (CharTokenizer.fit(text), ByteTokenizer()):

@@ -50,6 +50,18 @@ def test_a_mixture_says_what_it_is():
         np.testing.assert_allclose(np.exp(evaluate(model, TOKENS)[0]).sum(axis=-1), 1, rtol=1e-5)
 
 
+def test_parts_with_room_for_different_numbers_of_tokens_are_one_distribution():
+    wide = Bigram.from_tokens(np.arange(V + 3, dtype=np.int32), V + 3)
+    mixed = Mixture((PARTS[0], wide), GATE)
+    logits, nats, _ = evaluate(mixed, TOKENS)
+    assert mixed.vocab_size == V + 3
+    np.testing.assert_allclose(np.exp(logits).sum(axis=-1), 1, rtol=1e-5)
+    chosen = np.take_along_axis(np.asarray(logits)[:, :-1], np.asarray(TOKENS)[:, 1:, None], axis=-1)[..., 0]
+    np.testing.assert_allclose(nats, -chosen, rtol=1e-5)
+    new = np.asarray(logits)[..., V:] - np.asarray(jax.nn.log_softmax(wide(TOKENS)))[..., V:]
+    np.testing.assert_allclose(new, np.broadcast_to(new[..., :1], new.shape), atol=1e-5)  # the weight of the wide part
+
+
 def test_features_are_one_the_numbers_and_their_products():
     knowledge = np.random.default_rng(3).normal(size=(4, 3))
     a, b, c = knowledge.T
