@@ -70,16 +70,18 @@ def _report(result: dict[str, Any]) -> str:
     """Return the comparison as text."""
     size = f"{result['tokens']:,} tokens, " if result["tokens"] else ""
     unit = result["unit"].replace(" per ", "/")
+    by_token = result["unit"] != "bits per byte"  # else the first column has what the third would
     lines = [
         f"on {result['corpus']}: {size}{result['bytes']:,} bytes of the validation split",
         "",
-        f"   {unit:>10}  {'95 % (seeds)':>12}  {'bits/byte':>9}  run",
+        f"   {unit:>10}  {'95 % (seeds)':>12}  {'bits/byte  ' * by_token}run",
     ]
     for row in result["runs"]:
         interval = "-" if row["interval"] is None else f"+-{row['interval']:.4f}"
         seeds = f", {len(row['seeds'])} seeds" if len(row["seeds"]) > 1 else ""
+        in_bytes = f"{row['bits_per_byte']:9.4f}  " * by_token
         lines.append(
-            f"{row['name']}  {row['mean']:10.4f}  {interval:>12}  {row['bits_per_byte']:9.4f}  "
+            f"{row['name']}  {row['mean']:10.4f}  {interval:>12}  {in_bytes}"
             f"{row['run']} ({row['model']}, step {row['step']:,}{seeds})"
         )
     if "ngram" in result:
@@ -89,7 +91,7 @@ def _report(result: dict[str, Any]) -> str:
         a, b = found["runs"]
         head = f"{a} and {b}  " if len(result["comparisons"]) > 1 else ""
         lines.append(f"{head}{found['verdict']}")
-        if found["standard_error_of_seeds"] is not None and found["standard_error_of_text"] is not None:
+        if found["standard_error_of_seeds"] and found["standard_error_of_text"] is not None:  # counting has no seed
             kind = "paired by seed" if found["paired_by_seed"] else "Welch"
             lines.append(
                 f"  standard errors: {found['standard_error_of_seeds']:.4f} of the seeds ({kind}), "
@@ -114,13 +116,14 @@ def _differences(found: dict[str, Any]) -> list[str]:
     lines = []
     for name, sign in ((b, -1), (a, 1)):
         tokens = [token for token in found["tokens"] if round(sign * token["share"], 4) > 0]
+        tokens.sort(key=lambda token: -abs(token["share"]))
         if tokens:
             listed = ", ".join(f"{token['token']!r} {abs(token['share']):.4f}" for token in tokens[:LISTED])
             lines.append(f"  {name} gains most on {listed} nats per token of the text")
     for name, sign in ((b, 1), (a, -1)):
         places: dict[tuple[str, str], list[float]] = {}  # the most extreme of those that look the same
-        for place in found["places"]:
-            if sign * (place["nats"][0] - place["nats"][1]) > 0:
+        for place in sorted(found["places"], key=lambda place: -abs(place["nats"][0] - place["nats"][1])):
+            if round(sign * (place["nats"][0] - place["nats"][1]), 2) > 0:
                 places.setdefault((place["token"], place["before"][-30:]), place["nats"])
         for (token, before), nats in list(places.items())[:2]:
             lost = ", ".join(f"{each:.2f}" for each in nats)

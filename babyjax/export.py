@@ -10,7 +10,7 @@ import yaml
 import babyjax
 from babyjax.cli import describe, prepare_jax, print_result, run_command
 from babyjax.errors import BabyjaxError, ConfigError, RunError
-from babyjax.files import replace_file, user_path
+from babyjax.files import new_folder, replace_file, user_path
 from babyjax.options import arguments_of, read_options
 from babyjax.schema import Options, option
 
@@ -51,6 +51,8 @@ def export(
     Raises: ConfigError if the format has no such model, RunError if the run cannot be read, BabyjaxError if the files
     cannot be written.
     """
+    from babyjax.interop.huggingface import write_huggingface
+
     run = babyjax.load_run(run_dir, step)
     model = run.model
     format = format or ("arpa" if isinstance(model, babyjax.NGram) else "hf")
@@ -59,14 +61,17 @@ def export(
         if format == "arpa":
             if not isinstance(model, babyjax.NGram):
                 raise ConfigError(f"format=arpa is for model=ngram; {run_dir} holds {run.config.choices.model}")
+            if out and path.exists():
+                raise BabyjaxError(f"{path} exists; choose another")
             replace_file(path, "".join(f"{line}\n" for line in babyjax.arpa_lines(model, run.tokenizer.words)))
         else:
             if not isinstance(model, babyjax.BabyGPT):
                 raise ConfigError(f"format=hf is for networks; {run_dir} holds {run.config.choices.model}")
-            babyjax.save_huggingface(model, run.tokenizer, path)
-            replace_file(path / "README.md", model_card(run, progress))
+            with new_folder(path) as folder:
+                write_huggingface(model, run.tokenizer, folder)
+                replace_file(folder / "README.md", model_card(run, progress))
     except OSError as error:
-        raise BabyjaxError(f"cannot write {path}: {error.strerror}") from None
+        raise BabyjaxError(f"cannot write {path}: {error.strerror or error}") from None
     return path
 
 

@@ -23,6 +23,7 @@ else:
     import fcntl
 
 TEMPORARY, LOCK = ".babyjax-", ".lock"
+MANIFEST = "run.json"  # of a run directory
 HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}
 # What a file system without locks answers, some network mounts.
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}

@@ -5,13 +5,13 @@ is answered at once.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
 
-from babyjax.config import BabyGPTConfig, BigramConfig, Choices, Config
+from babyjax.config import BabyGPTConfig, BigramConfig, Choices, Config, NGramConfig
 from babyjax.data import documents
 from babyjax.errors import ConfigError
 from babyjax.files import read_text, user_path
@@ -22,6 +22,7 @@ from babyjax.text import truncated
 GROUPS = tuple(Choices.model_fields)
 # Options that say where a run is and by which processes it is trained, and not what it is.
 OF_PLACE = ("run_dir", "overwrite", "distributed", "processes")
+TOKENIZER = "data.tokenizer"
 # Limits of an options file: it is written by hand.
 MAX_FILE, MAX_DEPTH = 1 << 16, 4
 
@@ -111,6 +112,8 @@ def _read_file(path: str) -> dict[str, str]:
             raise ConfigError(f"{name} has the option config, which belongs on the command line")
         if key in arguments:
             raise ConfigError(f"{name} has the option {truncated(key)} twice")
+        if key == TOKENIZER and (beside := Path(path).expanduser().parent / value).is_file():
+            value = str(beside)  # of a run, which may have moved
         arguments[key] = value
     return arguments
 
@@ -132,7 +135,9 @@ def _flat(name: str, node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, s
 
 
 def all_arguments(argv: list[str]) -> dict[str, str]:
-    """What is on the command line, on top of what is in the file it names."""
+    """What is on the command line, on top of what is in the file it names. Raises: ConfigError for a second file."""
+    if sum(argument.startswith("config=") and argument != "config=" for argument in argv) > 1:
+        raise ConfigError("config= is given twice; name one file")
     arguments = parse_arguments(argv)
     path = arguments.pop("config", "")
     return (_read_file(path) if path else {}) | arguments
@@ -194,17 +199,36 @@ def _unknown_option(key: str, known: list[str], choices: Choices) -> ConfigError
 
 def _check_given(config: Config, given: set[str]) -> None:
     """Raises: ConfigError if an option was given that has no meaning beside the others."""
-    model, names = config.model, config.choices
-    if isinstance(model, BabyGPTConfig) and not model.n_layer:
-        for name in BabyGPTConfig.OF_BLOCKS:
-            if (key := model.key(name)) in given:
-                raise ConfigError(f"{key}= is for models with blocks; model={names.model} has none (model.n_layer=0)")
+    names = config.choices
+    for part, unused, reason in _unused(config):
+        for name in unused:
+            if (key := part.key(name)) in given and getattr(part, name) != type(part).model_fields[name].default:
+                raise ConfigError(f"{key}= is for {reason}")
     if config.data.path and "data" in given:
         raise ConfigError(f"data={names.data} and data.path= cannot both be given")
     if names.trainer != "sgd":
         for key in sorted(given):
             if key.partition(".")[0] == "optimizer":
                 raise ConfigError(f"{key}= is for trainer=sgd; trainer={names.trainer} has no optimizer")
+
+
+def _unused(config: Config) -> Iterator[tuple[Options, Sequence[str], str]]:
+    """The options that change nothing beside the others, and what they are for."""
+    model, name = config.model, config.choices.model
+    if isinstance(model, BabyGPTConfig):
+        if not model.n_layer:
+            yield model, BabyGPTConfig.OF_BLOCKS, f"models with blocks; model={name} has none (model.n_layer=0)"
+        elif not model.feed_forward:
+            reason = f"models with a feed-forward; model={name} has none (model.feed_forward=0)"
+            yield model, ("activation", "gated"), reason
+        if model.position != "rotary":
+            yield model, ("rotary_base",), "model.position=rotary"
+        if model.norm == "none" and not model.qk_norm:
+            yield model, ("norm_eps",), f"models with norms; model={name} has none (model.norm=none)"
+    if isinstance(model, NGramConfig) and model.arpa:
+        yield model, ("order", "discounts"), "counting; the n-grams of model.arpa= are taken as they are"
+    if config.optimizer.schedule == "constant":
+        yield config.optimizer, ("final_fraction",), "optimizer.schedule=cosine or linear"
 
 
 def corpus_name(config: Config) -> str:
@@ -282,7 +306,7 @@ def differences(ours: Config, theirs: Config) -> list[str]:
 
 def _same(key: str, ours: Any, theirs: Any) -> bool:
     # A path can be written in many ways.
-    if key in ("train.grow_from", "model.parts", "model.arpa", "data.tokenizer") and ours and theirs:
+    if key in ("train.grow_from", "model.parts", "model.arpa", TOKENIZER) and ours and theirs:
         ours, theirs = ([user_path(path, ConfigError) for path in paths.split(",")] for paths in (ours, theirs))
     return ours == theirs
 

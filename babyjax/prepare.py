@@ -37,8 +37,9 @@ def main(argv: list[str]) -> None:
     data = config.data
     if not data.path:
         raise ConfigError("data.path=PATH is missing: name the text to prepare")
-    from babyjax.data.preparing import cache_folder, prepare_corpus, prepare_once
+    from babyjax.data.preparing import cache_folder, prepare_corpus, prepare_once, refuse_prepared
 
+    refuse_prepared(data.path)
     folder = (
         user_path(config.out, DataError)
         if config.out

@@ -105,6 +105,7 @@ def _verdict(
         seeds=min([len(side.seeds) for side in sides if side.seeded], default=1),
         resolution=resolution,
         level=level,
+        remedy="use train.seeds=4" if all(run.config.seeded for run in first) else "give its parts several seeds",
     )
     return {
         "runs": list(names),
@@ -137,8 +138,13 @@ def _check_texts(runs: list[ScoredRun], text: str | None) -> None:
 def _differing_options(a: ScoredRun, b: ScoredRun) -> dict[str, list[Any]]:
     """Return the options that both have and in which they differ; models and optimizers by the names of presets."""
     names = a.config.choices, b.config.choices
+    texts = [f"{each.corpus.name} {each.corpus.sha256[:12]}" if each.corpus.characters else "none" for each in (a, b)]
     return {
-        key: [getattr(each, key) for each in names] if key in ("model", "optimizer") else [value, other]
+        key: [getattr(each, key) for each in names]
+        if key in ("model", "optimizer")
+        else texts
+        if key == "text"
+        else [value, other]
         for key, value, other in differences(a.recipe, b.recipe)
         if key in a.recipe.keys() & b.recipe.keys()
     }

@@ -38,7 +38,8 @@ def main(argv: list[str]) -> None:
     if not config.run_dir:
         raise ConfigError("run_dir=DIR is missing: name the run to sample from")
     prepare_jax()
-    samples = _sample(config, babyjax.load_run(config.run_dir, config.step))
+    with babyjax.Screen(stderr=True).status("sampling"):
+        samples = _sample(config, babyjax.load_run(config.run_dir, config.step))
     print_result("\n\n---\n\n".join(samples))
 
 
@@ -50,6 +51,7 @@ def _sample(config: SampleConfig, run: "babyjax.LoadedRun") -> list[str]:
 
     end = run.tokenizer.end_of_text
     start = config.prompt or ("\n" if end is None else END_OF_TEXT)
+    start = start.replace("\r\n", "\n").replace("\r", "\n")  # as in a text
     known = start != "\n" or "\n" in run.tokenizer.decode(np.arange(run.tokenizer.vocab_size))
     prompt = run.tokenizer.encode(start) if known else np.zeros(1, np.int32)
     stop_tokens = run.tokenizer.encode(config.stop)

@@ -227,7 +227,7 @@ def say_seeds(config: Config, task: Task, losses: Sequence[Losses], screen: Scre
         screen.say(f"          standard deviation of val between seeds {val.deviation:.4f}")
     say_ngram(config, task, screen)
     if task.sampled:
-        screen.say(f"scored    {config.train.eval_tokens:,} tokens or less of each split")
+        screen.say(f"scored    at most {config.train.eval_tokens:,} tokens of each split")
     screen.say(f"saved to  {config.run_dir}, a run per seed")
     screen.say(f"next      {command_line('compare', config.run_dir, 'ANOTHER_RUN')}")
 

@@ -42,7 +42,10 @@ def combinations(arguments: dict[str, str]) -> list[dict[str, str]]:
     paths = {key for key, _, field in options_of(first) if str in kinds_of(field)}
     lists = {key: value.split(",") for key, value in arguments.items() if "," in value and key not in paths}
     if not lists:
-        raise ConfigError("no option has several values; write them as in optimizer.learning_rate=1e-3,3e-3,1e-2")
+        listed = [f", and {key}= cannot have them" for key in sorted(paths) if "," in arguments.get(key, "")]
+        raise ConfigError(
+            f"no option has several values{''.join(listed)}; write them as in optimizer.learning_rate=1e-3,3e-3,1e-2"
+        )
     for key, values in lists.items():
         if key in ("train.seeds", "train.seed", "overwrite", "log") or key.partition(".")[0] == "data":
             raise ConfigError(f"{key}={arguments[key]} cannot have several values in a sweep")
@@ -68,6 +71,8 @@ def main(argv: list[str]) -> int:
     arguments = all_arguments(argv)
     trials = combinations(arguments)
     configs = [config_of(arguments, chosen) for chosen in trials]
+    if len(set(map(str, configs))) < len(configs):
+        raise ConfigError("two combinations of the sweep are the same; list each value once")
     if configs[0].is_distributed:
         raise ConfigError("a sweep runs in one process; leave out distributed=")
     path = arguments.get("run_dir") or f"checkpoints/sweep-{Path(configs[0].run_dir).name.removesuffix('-seeds')}"

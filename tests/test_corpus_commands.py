@@ -179,6 +179,7 @@ def test_prepare_says_what_it_has_written_and_what_comes_next(done, call, storie
         (("out=out", STORIES), 1, "out is not an empty folder"),
         ((), 2, "data.path=PATH is missing"),
         (("data.path=nothing",), 1, "cannot read nothing"),
+        (("data.path=out",), 1, "out is a prepared corpus already"),
         ((STORIES, "data.vocab_size=300"), 2, "is for data.tokenizer=bpe"),
         ((STORIES, "oot=x"), 2, "unknown option 'oot'"),
     ):

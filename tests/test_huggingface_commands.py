@@ -1,5 +1,6 @@
 """Import and export as their users type them."""
 
+import errno
 import io
 import json
 import shutil
@@ -88,6 +89,40 @@ def test_a_run_is_exported_imported_sampled_evaluated_and_trained_on(call, run):
     ours, grown = (babyjax.named_arrays(babyjax.load_run(run.parent / name).model) for name in ("run", "tuned"))
     distance = max(float(abs(grown[name] - ours[name]).max()) for name in ours)
     assert 0 < distance < 0.01  # two small steps away
+
+
+def test_a_run_that_was_imported_may_move(call, run):
+    assert call("export", "run_dir=run", "out=hf2")[0] == 0
+    assert call("import", "path=hf2", "run_dir=first")[0] == 0
+    Path("first").rename("second")
+    config = babyjax.load_config(["config=second/config.yaml"])
+    assert config.data.tokenizer == "second/tokenizer.json"
+    assert config.model == babyjax.load_run("second").config.model
+
+
+def test_an_export_that_fails_leaves_nothing(call, run, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("babyjax.export.model_card", refuse)
+    status, _, err = call("export", "run_dir=run", "out=full")
+    assert (status, err) == (1, f"error: cannot write {run.parent / 'full'}: No space left on device\n")
+    assert not list(run.parent.glob("full*"))
+    assert not list(run.parent.glob(".babyjax-*"))
+
+
+def test_an_import_that_was_interrupted_is_done_again(tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    model, tokenizer = filled(small("babygpt"), 3), babyjax.CharTokenizer("abc")
+    with monkeypatch.context() as patch:
+        patch.setattr(babyjax.Run, "save", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            babyjax.save_run(model, tokenizer, tmp_path / "run")
+    with pytest.raises(babyjax.errors.RunError, match="has no checkpoint yet; finish its training or import first"):
+        babyjax.load_run(tmp_path / "run")
+    assert babyjax.load_run(babyjax.save_run(model, tokenizer, tmp_path / "run")).step == 0
 
 
 @pytest.mark.parametrize(

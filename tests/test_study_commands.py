@@ -202,7 +202,9 @@ def test_seeds_before_one_that_diverges_finish_side_by_side_too(call, monkeypatc
         ("sweep", 2, "no option has several values"),
         ("sweep train.steps=5", 2, "no option has several values"),
         ("sweep data.path=a,b", 2, "no option has several values"),
+        ("sweep data.path=a,b", 2, "and data.path= cannot have them"),
         ("sweep train.steps=5,5", 2, "has a value twice"),
+        ("sweep optimizer.learning_rate=1e-3,0.001", 2, "two combinations of the sweep are the same"),
         ("sweep train.steps=5,", 2, "has a value twice, or an empty one"),
         ("sweep train.steps=5,many", 2, "train.steps=many is not an integer"),
         ("sweep data.seed=1,2 data=synthetic", 2, "data.seed=1,2 cannot have several values in a sweep"),
@@ -266,6 +268,7 @@ def test_a_mixture_of_networks_varies_with_their_seeds(call, compared, runs, tmp
     found = compared("counted", tmp_path / "mixed")["comparisons"][0]
     assert found["standard_error_of_seeds"] is None
     assert found["better"] is None or "this model of" in found["verdict"]
+    assert found["better"] is None or "give its parts several seeds" in found["verdict"]
 
 
 def test_an_infinite_loss_is_worse_than_any_other(call, compared, runs, tmp_path):
@@ -334,6 +337,18 @@ def test_gains_that_round_to_nothing_are_not_listed():
     tokens = [{"token": "a", "times": 9, "share": 0.2}, {"token": "b", "times": 9, "share": 0.00004}]
     found = {"runs": ["A", "B"], "tokens": tokens, "places": []}
     assert _differences(found) == ["  A gains most on 'a' 0.2000 nats per token of the text"]
+
+
+def test_the_largest_gains_are_listed_first_and_places_without_one_not():
+    shares = {"z": 0.0001, "J": 0.0003, " ": 0.1263, "e": 0.0646, "o": 0.0582, "t": 0.0562, "d": 0.0459, "q": -0.001}
+    tokens = [{"token": token, "times": 9, "share": share} for token, share in shares.items()]
+    places = [{"before": "x", "token": "s", "nats": [0.501, 0.502]}]
+    found = _differences({"runs": ["A", "B"], "tokens": tokens, "places": places})
+    listed = "' ' 0.1263, 'e' 0.0646, 'o' 0.0582, 't' 0.0562, 'd' 0.0459"
+    assert found == [
+        "  B gains most on 'q' 0.0010 nats per token of the text",
+        f"  A gains most on {listed} nats per token of the text",
+    ]
 
 
 def test_places_that_look_the_same_are_listed_once():

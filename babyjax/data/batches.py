@@ -34,9 +34,10 @@ def split_tokens(tokens: Integer[np.ndarray, " N"], block_size: int = 1) -> Spli
     boundary = int(TRAIN_FRACTION * len(tokens))
     split = Split(tokens[:boundary], tokens[boundary:])
     if len(split.train) <= block_size:
+        smaller = " or a smaller model.block_size" if block_size > 1 else ""
         raise DataError(
             f"the corpus has {len(tokens):,} tokens, 90 % of them for training: too short for a block of "
-            f"{block_size:,}; use a longer text or a smaller model.block_size"
+            f"{block_size:,}; use a longer text{smaller}"
         )
     if len(split.val) < 2:
         raise DataError(

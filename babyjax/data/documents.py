@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 
 from babyjax.errors import DataError
+from babyjax.files import MANIFEST
 from babyjax.text import truncated
 
 END_OF_TEXT = "\x03"  # U+0003, "end of text": what separates documents
@@ -31,12 +32,22 @@ def corpus_name(path: str | os.PathLike[str]) -> str:
     """Return the name of the corpus in a file, a folder or the files of a pattern: the file's or the folder's."""
     last = Path(os.path.expanduser(path))  # Path.expanduser raises for an unknown user
     if _is_pattern(last):
-        last = next(folder for folder in last.parents if not MAGIC & set(str(folder)))
+        last = _fixed_part(last)
     if last.name in ("", ".."):
         return last.resolve().name or "files"
     if os.path.isdir(last):  # Path.is_dir raises for a name that is too long
         return last.name
     return Path(re.sub(r"\.gz$", "", last.name, flags=re.IGNORECASE)).stem
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """Return the folder in which the files of a pattern are."""
+    return next(folder for folder in pattern.parents if not MAGIC & set(str(folder)))
+
+
+def _in_run(file: Path, start: Path) -> bool:
+    """Return whether a file is in a run directory below `start`, which has a copy of its text."""
+    return any((folder / MANIFEST).is_file() for folder in file.parents if start in folder.parents)
 
 
 def _is_pattern(path: str | os.PathLike[str]) -> bool:
@@ -47,7 +58,8 @@ def read_text_of(path: str | os.PathLike[str], field: str = "text") -> str:
     """Return the text of a file, or the documents of several files, or of JSON lines, with U+0003 between them.
 
     A folder means its .txt, .jsonl and .ndjson files, gzipped or not, and those of its folders; a pattern (`*`, `?`,
-    `[...]`, and `**` for folders) the files that match. They are read in the order of their names, without hidden ones.
+    `[...]`, and `**` for folders) the files that match. They are read in the order of their names, without hidden ones
+    and those in run directories, which keep copies of texts.
     A document of JSON lines is the text in `field` of a line. Empty documents are left out.
 
     Raises: DataError if a file cannot be read or is not text, or there is none.
@@ -100,7 +112,8 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
     try:
         start = Path(path).expanduser()
         if _is_pattern(start):
-            files = [file for file in sorted(map(Path, glob.glob(str(start), recursive=True))) if not file.is_dir()]
+            found = sorted(map(Path, glob.glob(str(start), recursive=True)))
+            files = [file for file in found if not file.is_dir() and not _in_run(file, _fixed_part(start))]
             what = "file that matches"
         elif start.is_dir():
             files = sorted(_walk(start))
@@ -135,6 +148,9 @@ def _walk(start: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
+        if MANIFEST in names:  # a run directory
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if name[0] != "."]
         kept = [name for name in names if TEXT.search(name) or JSON_LINES.search(name)]
         yield from (Path(folder, name) for name in kept if name[0] != ".")

@@ -94,6 +94,12 @@ def _choice(tokenizer: str, vocab_size: int | None) -> tuple[str, int | None]:
     return (tokenizer if tokenizer in ("char", "byte") else "file"), None
 
 
+def refuse_prepared(path: str) -> None:
+    """Raises: DataError if there is a prepared corpus at a path, and so nothing to do."""
+    if is_prepared(path):
+        raise DataError(f"{truncated(path)} is a prepared corpus already, to train on with data.path=")
+
+
 def prepare_once(
     folder: Path, path: str, field: str, tokenizer: str, vocab_size: int | None, progress: Progress
 ) -> PreparedCorpus:
@@ -129,8 +135,7 @@ def prepare_corpus(
     Raises: DataError if there is anything in `folder`, it cannot be written or the text cannot be read, TokenError if
     that cannot be encoded. Nothing is left in `folder` then.
     """
-    if is_prepared(path):
-        raise DataError(f"{truncated(path)} is a prepared corpus already, to train on with data.path=")
+    refuse_prepared(path)
     total, name = size_of(path), corpus_name(path)
     if not total:
         raise DataError(f"{truncated(path)} is empty or cannot be read twice, as a pipe; save the text to a file first")

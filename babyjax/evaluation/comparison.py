@@ -174,14 +174,17 @@ def judge(
     seeds: int = 1,
     resolution: float = 0.005,
     level: float = 0.95,
+    remedy: str = "use train.seeds=4",
 ) -> Verdict:
-    """Say which side is better, if either is. `seeds` is the smaller number of seeds of a side.
+    """Say which side is better, if either is.
+
+    `seeds` is the smaller number of seeds of a side, and `remedy` says how to get more than one.
 
     Without several seeds the verdict is about the trained models, and says so. Runs of the same recipe, which differ
     only in their seed, are not distinguishable as recipes, whatever the difference between their models.
     """
     mean, half = difference.mean, difference.half_width(level)
-    one_seed = "; one seed says little about the recipe: use train.seeds=4"
+    one_seed = f"; one seed says little about the recipe: {remedy}"
     if math.isnan(mean):
         return Verdict(None, "not distinguishable: both losses are infinite or NaN")
     if math.isinf(mean):

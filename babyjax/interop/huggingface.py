@@ -89,6 +89,12 @@ def save_huggingface(model: BabyGPT, tokenizer: Tokenizer, path: str | Path) -> 
 
     Raises: ConfigError naming the idea that none of the classes has, DataError if the folder is not empty, OSError.
     """
+    with new_folder(Path(path)) as folder:
+        write_huggingface(model, tokenizer, folder)
+
+
+def write_huggingface(model: BabyGPT, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write what `save_huggingface` does into a folder that is there. Raises: ConfigError, OSError."""
     end = tokenizer.end_of_text
     config = config_to_json(model.config, model.vocab_size) | {"eos_token_id": end}
     about = {
@@ -96,11 +102,10 @@ def save_huggingface(model: BabyGPT, tokenizer: Tokenizer, path: str | Path) -> 
         "clean_up_tokenization_spaces": False,
         "model_max_length": model.config.block_size,
     } | ({} if end is None else {"eos_token": END_OF_TEXT})
-    with new_folder(Path(path)) as folder:
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (folder / TOKENIZER).write_text(tokenizer_json(tokenizer), encoding="utf-8")
-        (folder / TOKENIZER_CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        write_safetensors(folder / SINGLE, _their_arrays(model))
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / TOKENIZER).write_text(tokenizer_json(tokenizer), encoding="utf-8")
+    (folder / TOKENIZER_CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    write_safetensors(folder / SINGLE, _their_arrays(model))
 
 
 def _biased(content: dict[str, Any]) -> set[str]:

@@ -39,7 +39,7 @@ def write_safetensors(path: Path, arrays: dict[str, list[np.ndarray]]) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for parts in arrays.values():
             array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-            np.ascontiguousarray(array, np.float32).tofile(file)
+            file.write(np.ascontiguousarray(array, np.float32).data)
 
 
 class Tensors:

@@ -1,5 +1,7 @@
 """A pytree on disk: named arrays written and read by Orbax, and checked by their digest. Nothing is pickled."""
 
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -199,6 +201,8 @@ def _explained(path: Path | None = None) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
+    if number := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(number[1]))
     text = " ".join(str(error).split()).partition(" [tensorstore_spec=")[0] or type(error).__name__
     return text if len(text) < 200 else f"{text[:60]} ... {text[-120:]}"  # TensorStore says last what happened
 

@@ -55,8 +55,11 @@ def holds_run(folder: Path) -> bool:
 
 
 def refuse_run(folder: Path, *, overwrite: bool) -> None:
-    """Raises: RunError if `folder` cannot become a new run, because it holds one that is not to be replaced."""
-    if holds_run(folder) and not overwrite:
+    """Raises: RunError if `folder` cannot become a new run, because it holds one that is not to be replaced.
+
+    One without a checkpoint, as an interrupted import leaves it, has nothing to lose.
+    """
+    if holds_run(folder) and not overwrite and saved_checkpoints(folder, read_manifest(folder)):
         raise RunError(f"{folder} already holds a run; use another run_dir=, or overwrite=true to replace it")
 
 
@@ -74,7 +77,7 @@ def best_step(checkpoints: dict[int, Checkpoint]) -> int | None:
 def choose_step(folder: Path, checkpoints: dict[int, Checkpoint], which: str) -> int:
     """Return the step meant by "newest", "best" or a number. Raises: RunError if there is no such checkpoint."""
     if not checkpoints:
-        raise RunError(f"the run in {folder} has no checkpoint yet; train it first")
+        raise RunError(f"the run in {folder} has no checkpoint yet; finish its training or import first")
     newest = max(checkpoints)
     named = {"newest": newest, "best": best_step(checkpoints) or newest} | {str(step): step for step in checkpoints}
     if which not in named:

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from babyjax.errors import RunError
+from babyjax.files import MANIFEST as NAME
 from babyjax.files import read_text, replace_file
 
-NAME = "run.json"
 FORMAT = 3
 MAX_BYTES = 1 << 26
 

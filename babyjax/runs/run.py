@@ -21,10 +21,10 @@ import yaml
 from babyjax.config import Config
 from babyjax.data.corpus import Corpus
 from babyjax.data.prepared import PreparedCorpus
-from babyjax.data.tokenizer import Tokenizer
+from babyjax.data.tokenizer import FILE, Tokenizer
 from babyjax.errors import CheckpointError, RunError
 from babyjax.files import finite_json, open_appending, refuse_link, remove_temporary, replace_file
-from babyjax.options import arguments_of, config_to_dict, differences
+from babyjax.options import TOKENIZER, arguments_of, config_to_dict, differences
 from babyjax.processes import broadcast, is_main_process, is_multiprocess, same_everywhere
 from babyjax.runs.array_digest import digest_of
 from babyjax.runs.arrays import UNFINISHED, arrays_to_save, begin_writing, check_arrays, fill, placement_of
@@ -185,8 +185,11 @@ class Run:
                 (self.folder / name).unlink(missing_ok=True)
             for name, text in self._texts.items() if not self.step else ():
                 replace_file(self.folder / name, text)
-            options = yaml.safe_dump(arguments_of(self._config), sort_keys=False, allow_unicode=True)
-            replace_file(self.folder / "config.yaml", options)
+            options = arguments_of(self._config)
+            if options.get(TOKENIZER) == str(self.folder / FILE):
+                options[TOKENIZER] = FILE  # wherever the run is
+            content = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+            replace_file(self.folder / "config.yaml", content)
             self._metrics = open_appending(self.folder / METRICS)
             self._metrics.truncate(self._metrics_bytes)
 

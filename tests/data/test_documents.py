@@ -131,6 +131,21 @@ def test_files_of_a_folder_are_found_whatever_their_case_and_through_links(folde
     assert read_text_of("mixed/inner/B.JSONL") == "b"
 
 
+def test_copies_of_texts_in_run_directories_are_no_documents(folder):
+    run = Path("mine/checkpoints/run")
+    (run / "tensorboard").mkdir(parents=True)
+    Path("mine/a.txt").write_text("a")
+    for name in ("corpus.txt", "more.txt", "tensorboard/x.txt"):
+        (run / name).write_text("b")
+    Path("mine/checkpoints/c.txt").write_text("c")
+    assert read_text_of("mine").split(END_OF_TEXT).count("b") == 3
+    (run / "run.json").touch()
+    assert sorted(read_text_of("mine").split(END_OF_TEXT)) == ["a", "c"]
+    assert sorted(read_text_of("mine/**/*.txt").split(END_OF_TEXT)) == ["a", "c"]
+    assert read_text_of(run / "corpus.txt") == "b"
+    assert read_text_of(run / "*.txt") == "b\x03b"
+
+
 def test_nothing_of_a_folder_is_left_out_without_a_word(folder):
     Path("odd").mkdir()
     Path("odd/a.txt").write_text("a")

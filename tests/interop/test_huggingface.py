@@ -16,6 +16,7 @@ from babyjax.errors import ConfigError, DataError, TokenError
 from babyjax.generation.sampling import generate
 from babyjax.interop.huggingface import load_huggingface, save_huggingface
 from babyjax.interop.huggingface_config import config_to_json
+from babyjax.interop.safetensors import write_safetensors
 from babyjax.training.step import sum_nats
 from babyjax.trees import named_arrays
 
@@ -400,3 +401,9 @@ def test_bytes_are_exported_too(tmp_path):
 def test_every_idea_of_the_ladder_is_listed_above():
     same_ideas = {f"babygpt-v{number}" for number in ("2-position", "4-multihead", "5-feedforward", "6-blocks", "11")}
     assert set(EXPORTED) | set(WITHOUT_HEAD_BIAS) | same_ideas >= set(RUNGS)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+def test_a_full_disk_is_called_so():
+    with pytest.raises(OSError, match="No space left on device"):
+        write_safetensors(Path("/dev/full"), {"x": [np.zeros((1 << 16, 1), np.float32)]})

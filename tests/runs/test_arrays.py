@@ -217,6 +217,11 @@ def test_a_folder_that_cannot_be_made_is_found_before_orbax_waits_for_it(tmp_pat
         begin_writing(tmp_path / "1", {"x": np.zeros(1)})()
 
 
+def test_a_full_disk_is_called_so_by_its_error_code():
+    text = "RESOURCE_EXHAUSTED: Error writing /a/b [os_error_code='28'] [tensorstore_spec='{}']"
+    assert arrays_module._reason(ValueError(text)) == "No space left on device"
+
+
 def test_nothing_is_pickled(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("pickled")
