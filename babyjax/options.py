@@ -200,9 +200,10 @@ def _unknown_option(key: str, known: list[str], choices: Choices) -> ConfigError
 def _check_given(config: Config, given: set[str]) -> None:
     """Raises: ConfigError if an option was given that has no meaning beside the others."""
     names = config.choices
-    for part, unused, reason in _unused(config):
+    for unused, reason in _unused(config):
         for name in unused:
-            if (key := part.key(name)) in given and getattr(part, name) != type(part).model_fields[name].default:
+            default = type(config.model).model_fields[name].default
+            if (key := config.model.key(name)) in given and getattr(config.model, name) != default:
                 raise ConfigError(f"{key}= is for {reason}")
     if config.data.path and "data" in given:
         raise ConfigError(f"data={names.data} and data.path= cannot both be given")
@@ -212,23 +213,21 @@ def _check_given(config: Config, given: set[str]) -> None:
                 raise ConfigError(f"{key}= is for trainer=sgd; trainer={names.trainer} has no optimizer")
 
 
-def _unused(config: Config) -> Iterator[tuple[Options, Sequence[str], str]]:
-    """The options that change nothing beside the others, and what they are for."""
+def _unused(config: Config) -> Iterator[tuple[Sequence[str], str]]:
+    """The options of the model that change nothing beside its others, and what they are for."""
     model, name = config.model, config.choices.model
     if isinstance(model, BabyGPTConfig):
         if not model.n_layer:
-            yield model, BabyGPTConfig.OF_BLOCKS, f"models with blocks; model={name} has none (model.n_layer=0)"
+            yield BabyGPTConfig.OF_BLOCKS, f"models with blocks; model={name} has none (model.n_layer=0)"
         elif not model.feed_forward:
             reason = f"models with a feed-forward; model={name} has none (model.feed_forward=0)"
-            yield model, ("activation", "gated"), reason
+            yield ("activation", "gated"), reason
         if model.position != "rotary":
-            yield model, ("rotary_base",), "model.position=rotary"
+            yield ("rotary_base",), "model.position=rotary"
         if model.norm == "none" and not model.qk_norm:
-            yield model, ("norm_eps",), f"models with norms; model={name} has none (model.norm=none)"
+            yield ("norm_eps",), f"models with norms; model={name} has none (model.norm=none)"
     if isinstance(model, NGramConfig) and model.arpa:
-        yield model, ("order", "discounts"), "counting; the n-grams of model.arpa= are taken as they are"
-    if config.optimizer.schedule == "constant":
-        yield config.optimizer, ("final_fraction",), "optimizer.schedule=cosine or linear"
+        yield ("order", "discounts"), "counting; the n-grams of model.arpa= are taken as they are"
 
 
 def corpus_name(config: Config) -> str:

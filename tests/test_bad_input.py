@@ -52,7 +52,7 @@ USAGE_ERRORS = [
     ("train optimizer.learning_rate=fast", "optimizer.learning_rate=fast is not a number"),
     ("train model.head_bias=perhaps", "model.head_bias=perhaps is not true or false"),
     ("train overwrite=1", "overwrite=1 is not true or false"),
-    ("train data.tokenizer=bpc", "data.tokenizer=bpc is not char, byte, bpe or the path of a tokenizer.json"),
+    ("train data.tokenizer=bpc", "not char, byte, bpe or the path of a tokenizer.json; did you mean bpe?"),
     ("train data.vocab_size=300", "data.vocab_size=300 is for data.tokenizer=bpe, not char"),
     ("train data.tokenizer=bpe data.vocab_size=257", "data.vocab_size=257 is out of range"),
     ("train model=bigram model.counting=all", "unknown value of model.counting: 'all'"),

@@ -134,7 +134,6 @@ WRONG = [
     (["model=babygpt-v5-feedforward", "model.norm_eps=0.1"], "model.norm_eps= is for models with norms"),
     (["model=ngram", "model.arpa=x", "model.order=3"], "model.order= is for counting; the n-grams of model.arpa="),
     (["model=ngram", "model.arpa=x", "model.discounts=fitted"], "model.discounts= is for counting"),
-    (["optimizer.final_fraction=0.5"], "optimizer.final_fraction= is for optimizer.schedule=cosine or linear"),
     (["config=a.yaml", "config=b.yaml"], "config= is given twice"),
     (["model=bigram", "trainer=counts"], "model=bigram is trained by trainer=counting"),
     (["model=bigram", "trainer=sgd"], "model=bigram is trained by trainer=counting"),

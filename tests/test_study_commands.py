@@ -187,7 +187,7 @@ def test_seeds_before_one_that_diverges_finish_side_by_side_too(call, monkeypatc
             1,
             "holds a run; many runs need a folder of their own: use another run_dir=",
         ),
-        ("evaluate run_dir=RUN/seeds", 1, "holds runs of several seeds; name one, as in"),
+        ("evaluate run_dir=RUN/seeds", 1, "holds several runs; name one, as in"),
         ("compare", 2, "name 2 to 26 runs to compare, not 0"),
         ("compare RUN/again", 2, "name 2 to 26 runs to compare, not 1"),
         ("compare RUN/again nowhere", 1, "there is no run in"),
@@ -397,6 +397,8 @@ def test_a_sweep_finds_the_best_and_trains_it_with_seeds(call):
     assert result["best"]["optimizer.learning_rate"] == "1e-1"
     assert "diverged" in out
     assert Path("here/sweep.svg").exists()
+    with pytest.raises(RunError, match=r"holds several runs; name one, as in run_dir=.*/winner/.*/seed-0"):
+        babyjax.load_run("here")
     winner = babyjax.load_run(f"here/winner/{name_of(result['best'])}/seed-1")
     assert winner.config.optimizer.learning_rate == 0.1
     assert winner.manifest.corpus.characters == 300_000

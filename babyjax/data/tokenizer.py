@@ -5,6 +5,7 @@ corpus, validation split included; a prompt may still have an unknown character.
 `data/subwords.py` has byte-pair encodings, and reads the tokenizers of other programs.
 """
 
+import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -264,7 +265,11 @@ def tokenizer_file(which: str) -> Path:
     path = user_path(which, ConfigError)
     path = path / FILE if path.is_dir() else path
     if not path.exists():
-        raise ConfigError(f"data.tokenizer={truncated(which)} is not char, byte, bpe or the path of a tokenizer.json")
+        close = difflib.get_close_matches(which.lower(), ("char", "byte", "bpe"), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(
+            f"data.tokenizer={truncated(which)} is not char, byte, bpe or the path of a tokenizer.json{hint}"
+        )
     return path
 
 

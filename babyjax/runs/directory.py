@@ -176,8 +176,9 @@ def load_run(path: str | Path, step: str | int = "newest") -> LoadedRun:
     Raises: RunError if there is none, CheckpointError if it was damaged or changed.
     """
     folder = run_folder(path)
-    if seeds := sorted(folder.glob(f"seed-*/{NAME}")):
-        raise RunError(f"{folder} holds runs of several seeds; name one, as in run_dir={seeds[0].parent}")
+    for of_many in ("seed-*", "winner/*", "winner/*/seed-*"):  # of train.seeds= or of a sweep
+        if runs := sorted(folder.glob(f"{of_many}/{NAME}")):
+            raise RunError(f"{folder} holds several runs; name one, as in run_dir={runs[0].parent}")
     if not holds_run(folder):
         raise RunError(f"there is no run in {folder}; train one with run_dir={folder}")
     while True:
