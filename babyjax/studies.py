@@ -13,10 +13,9 @@ from babyjax.cli import command_line
 from babyjax.config import Config
 from babyjax.errors import DivergenceError, RunError
 from babyjax.evaluation.comparison import Interval
-from babyjax.files import finite_json, is_temporary, replace_file
+from babyjax.files import MANIFEST, finite_json, is_temporary, replace_file
 from babyjax.runner import Job, say_ngram, train_side_by_side
 from babyjax.runs.directory import run_folder
-from babyjax.runs.manifest import NAME
 from babyjax.runs.run import RESULT, Run
 from babyjax.sinks import Log
 from babyjax.sinks.console import Screen
@@ -87,7 +86,7 @@ def folder_of_runs(path: str | Path, names: str) -> Path:
         )
     except OSError as error:
         raise RunError(f"cannot read the folder {folder}: {error.strerror}") from None
-    if NAME in other:
+    if MANIFEST in other:
         raise RunError(f"{path} holds a run; many runs need a folder of their own: use another run_dir=")
     if other:
         raise RunError(f"{path} holds other files ({other[0]}); use another run_dir=")

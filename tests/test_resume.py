@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import babyjax
+from babyjax.files import MANIFEST
 from babyjax.runs.directory import load_arrays, saved_checkpoints
-from babyjax.runs.manifest import NAME, read_manifest
+from babyjax.runs.manifest import read_manifest
 from babyjax.train import main as train
 
 SYNTHETIC = ("data=synthetic", "data.length=2000", "data.states=5")
@@ -31,7 +32,7 @@ def train_to(run_dir: Path, steps: int, *options: str) -> None:
 
 
 def checkpoints(run_dir: Path) -> dict:
-    return saved_checkpoints(run_dir, read_manifest(run_dir)) if (run_dir / NAME).exists() else {}
+    return saved_checkpoints(run_dir, read_manifest(run_dir)) if (run_dir / MANIFEST).exists() else {}
 
 
 def newest_arrays(run_dir: Path) -> dict[str, np.ndarray]:
@@ -291,7 +292,7 @@ def test_a_full_disk_ends_in_one_sentence_and_keeps_earlier_steps(call, tmp_path
     assert "step 10 is kept" in error
     assert babyjax.load_run(tmp_path / "here").step == 10
     metrics = (tmp_path / "here" / "metrics.jsonl").stat().st_size
-    manifest = (tmp_path / "here" / NAME).stat().st_size
+    manifest = (tmp_path / "here" / MANIFEST).stat().st_size
     for size in (0, 100, 1500, metrics + 30, manifest + 30):  # not even the small files can be written
         assert error_at(size).startswith("error: cannot write")
         assert babyjax.load_run(tmp_path / "here").step == 10

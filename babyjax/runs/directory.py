@@ -18,13 +18,13 @@ from babyjax.data.prepared import PreparedCorpus, is_prepared, open_prepared
 from babyjax.data.preparing import load_file
 from babyjax.data.tokenizer import Tokenizer, tokenizer_from_json
 from babyjax.errors import CheckpointError, ConfigError, DataError, RunError
-from babyjax.files import LOCK, is_temporary, user_path
+from babyjax.files import LOCK, MANIFEST, is_temporary, user_path
 from babyjax.models import make_model
 from babyjax.models.base import LanguageModel
 from babyjax.options import config_from_dict
 from babyjax.progress import Progress, silent
 from babyjax.runs.arrays import Arrays, Place, fill, read_arrays
-from babyjax.runs.manifest import NAME, Checkpoint, Manifest, read_manifest, sha256_of
+from babyjax.runs.manifest import Checkpoint, Manifest, read_manifest, sha256_of
 
 STEPS, METRICS, PARTS = "steps", "metrics.jsonl", "parts.json"
 # What Orbax takes for a pattern: it would look for its own files elsewhere, and a checkpoint could not be read back.
@@ -49,7 +49,7 @@ def holds_run(folder: Path) -> bool:
         names = {item.name for item in folder.iterdir() if not is_temporary(item)} - {LOCK}
     except OSError as error:
         raise RunError(f"cannot read the run directory {folder}: {error.strerror}") from None
-    if names and NAME not in names:
+    if names and MANIFEST not in names:
         raise RunError(f"{folder} holds no run but other files ({min(names)}); use another run_dir")
     return bool(names)
 
@@ -177,7 +177,7 @@ def load_run(path: str | Path, step: str | int = "newest") -> LoadedRun:
     """
     folder = run_folder(path)
     for of_many in ("seed-*", "winner/*", "winner/*/seed-*"):  # of train.seeds= or of a sweep
-        if runs := sorted(folder.glob(f"{of_many}/{NAME}")):
+        if runs := sorted(folder.glob(f"{of_many}/{MANIFEST}")):
             raise RunError(f"{folder} holds several runs; name one, as in run_dir={runs[0].parent}")
     if not holds_run(folder):
         raise RunError(f"there is no run in {folder}; train one with run_dir={folder}")
@@ -213,7 +213,7 @@ def saved_config(folder: Path, manifest: Manifest) -> Config:
     try:
         return _as_used(config_from_dict(manifest.config)).replace(run_dir=str(folder))
     except ConfigError as error:
-        raise RunError(f"{folder / NAME} has a configuration this version cannot read: {error}") from None
+        raise RunError(f"{folder / MANIFEST} has a configuration this version cannot read: {error}") from None
 
 
 def _as_used(config: Config) -> Config:

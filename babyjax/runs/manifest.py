@@ -12,8 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from babyjax.errors import RunError
-from babyjax.files import MANIFEST as NAME
-from babyjax.files import read_text, replace_file
+from babyjax.files import MANIFEST, read_text, replace_file
 
 FORMAT = 3
 MAX_BYTES = 1 << 26
@@ -68,7 +67,7 @@ class Manifest(Entry):
         """Replace the manifest in `folder`. Raises: OSError."""
         content = {"format": FORMAT, **self.model_dump()}
         content["sha256"] = sha256_of(_canonical(content))
-        replace_file(folder / NAME, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        replace_file(folder / MANIFEST, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _canonical(content: dict[str, Any]) -> str:
@@ -77,7 +76,7 @@ def _canonical(content: dict[str, Any]) -> str:
 
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest in `folder`. Raises: RunError if it is damaged, changed, or of another version."""
-    path = folder / NAME
+    path = folder / MANIFEST
     try:
         content = json.loads(read_text(path, MAX_BYTES))
         expected = content.pop("sha256")

@@ -16,11 +16,11 @@ from babyjax.data.tokenizer import Tokenizer
 from babyjax.errors import ConfigError, RunError
 from babyjax.evaluation.comparison import Scored
 from babyjax.evaluation.evaluator import token_nats
-from babyjax.files import user_path
+from babyjax.files import MANIFEST, user_path
 from babyjax.options import options_of
 from babyjax.progress import Progress
 from babyjax.runs.directory import LoadedRun, load_run
-from babyjax.runs.manifest import NAME, CorpusEntry
+from babyjax.runs.manifest import CorpusEntry
 from babyjax.text import truncated
 
 
@@ -136,7 +136,7 @@ def _folders(path: str) -> list[Path]:
     """Return the run directories behind a path: itself, or a folder for each seed. Raises: RunError."""
     folder = user_path(path, RunError)
     found = [child for child in folder.glob("seed-*") if child.name.removeprefix("seed-").isdigit()]
-    if (folder / NAME).exists() or not found:
+    if (folder / MANIFEST).exists() or not found:
         return [folder]
     return sorted(found, key=lambda child: int(child.name.removeprefix("seed-")))
 

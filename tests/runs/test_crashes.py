@@ -15,12 +15,13 @@ from small_runs import CORPUS, TOKENIZER, config_of, contents, event_of, saved
 
 from babyjax import Bigram, Run
 from babyjax.errors import RunError
+from babyjax.files import MANIFEST
 from babyjax.runs import directory
 from babyjax.runs import run as run_module
 from babyjax.runs.array_digest import digest_of
 from babyjax.runs.arrays import UNFINISHED
 from babyjax.runs.directory import load_arrays
-from babyjax.runs.manifest import NAME, read_manifest
+from babyjax.runs.manifest import read_manifest
 from babyjax.training.events import State
 
 STEPS = 3
@@ -150,7 +151,7 @@ def test_a_run_that_ends_at_any_file_operation_continues(tmp_path, whole, scenar
         with contextlib.suppress(Killed if error is Killed else RunError):
             OPERATIONS.run(lambda folder=folder: train(folder, *arguments), fail_at, error)
             ended = True
-        before = arrays_of(folder) if (folder / NAME).exists() else {}  # every one listed is whole
+        before = arrays_of(folder) if (folder / MANIFEST).exists() else {}  # every one listed is whole
         assert scenario != "continued" or max(before) >= 2
         train(folder, *arguments)
         assert max(arrays_of(folder)) >= max(before, default=0) or scenario == "overwritten"

@@ -12,10 +12,10 @@ from small_runs import CORPUS, TOKENIZER, config_of, event_of, saved, state_of, 
 
 from babyjax import load_run, read_corpus
 from babyjax.errors import CheckpointError, DataError, RunError
-from babyjax.files import replace_file
+from babyjax.files import MANIFEST, replace_file
 from babyjax.runs import directory
 from babyjax.runs.directory import best_step, holds_run, run_folder
-from babyjax.runs.manifest import NAME, read_manifest
+from babyjax.runs.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -181,12 +181,12 @@ def test_what_a_manifest_says_of_its_run(run):
         (30, {"train": 3.0, "val": 3.0}),
         (40, {}),
     ]
-    assert "format" in json.loads((run / NAME).read_text())
+    assert "format" in json.loads((run / MANIFEST).read_text())
 
 
 def test_links_to_the_files_of_a_run_may_be_read(run):
     """A run on several disks."""
-    for name in (NAME, "corpus.txt", "tokenizer.json", "steps"):
+    for name in (MANIFEST, "corpus.txt", "tokenizer.json", "steps"):
         target = (run / name).rename(run.parent / name)
         (run / name).symlink_to(target)
     assert load_run(run).corpus() == CORPUS

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from babyjax.errors import RunError
-from babyjax.runs.manifest import NAME, Checkpoint, CorpusEntry, Manifest, read_manifest, sha256_of
+from babyjax.runs.manifest import Checkpoint, CorpusEntry, Manifest, read_manifest, sha256_of
 
 CHECKPOINT = Checkpoint(step=7, losses={"val": 0.1}, arrays_digest="a", metrics_bytes=9, metrics_sha256="b")
 MANIFEST = Manifest(
@@ -18,11 +18,11 @@ MANIFEST = Manifest(
 
 def edit(folder, change, *, sign: bool = True):
     """Change the manifest in `folder` as someone who knows how it is written."""
-    content = json.loads((folder / NAME).read_text())
+    content = json.loads((folder / "run.json").read_text())
     del content["sha256"]
     change(content)
     content["sha256"] = sha256_of(json.dumps(content, sort_keys=True)) if sign else "0"
-    (folder / NAME).write_text(json.dumps(content))
+    (folder / "run.json").write_text(json.dumps(content))
 
 
 @pytest.fixture
@@ -40,19 +40,19 @@ def test_what_is_written_is_read(folder):
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", "null", "{}", '{"sha256": 0}', "\0", "[" * 200_000])
 def test_a_file_that_is_no_manifest_is_told(folder, content):
-    (folder / NAME).write_text(content)
+    (folder / "run.json").write_text(content)
     with pytest.raises(RunError, match=r"run\.json is not the manifest of a run"):
         read_manifest(folder)
 
 
 def test_a_missing_unreadable_or_huge_file_is_told(folder):
-    (folder / NAME).unlink()
+    (folder / "run.json").unlink()
     with pytest.raises(RunError, match=r"cannot read .*run\.json: No such file"):
         read_manifest(folder)
-    (folder / NAME).write_bytes(b"\xff")
+    (folder / "run.json").write_bytes(b"\xff")
     with pytest.raises(RunError, match="is not the manifest"):
         read_manifest(folder)
-    with (folder / NAME).open("w") as file:
+    with (folder / "run.json").open("w") as file:
         file.truncate(1 << 40)
     with pytest.raises(RunError, match="is not the manifest"):
         read_manifest(folder)

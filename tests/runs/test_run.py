@@ -14,7 +14,8 @@ from small_runs import CORPUS, TOKENIZER, config_of, contents, event_of, saved, 
 
 from babyjax import Corpus, Run, load_run
 from babyjax.errors import BabyjaxError, CheckpointError, DivergenceError, RunError
-from babyjax.runs.manifest import NAME, read_manifest
+from babyjax.files import MANIFEST
+from babyjax.runs.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_infinite_losses_are_no_best_and_stay_json(tmp_path):
         tmp_path / "run", *(event_of(step, val=val) for step, val in ((1, float("nan")), (2, 2.0), (3, float("inf"))))
     )
     assert load_run(tmp_path / "run", "best").step == 2
-    assert "Infinity" not in (tmp_path / "run" / NAME).read_text()
+    assert "Infinity" not in (tmp_path / "run" / MANIFEST).read_text()
 
 
 def test_rows_are_of_json_and_only_of_what_was_measured(tmp_path):
@@ -330,7 +331,7 @@ def test_files_of_the_user_are_not_touched_if_there_is_no_run_of_ours(tmp_path):
         with pytest.raises(RunError, match="holds no run but other files"):
             train(tmp_path, arguments=(option,))
     assert contents(tmp_path) == before
-    (tmp_path / NAME).write_text('{"name": "a run of another program"}')
+    (tmp_path / MANIFEST).write_text('{"name": "a run of another program"}')
     with pytest.raises(RunError, match=r"run\.json is not the manifest of a run"):
         train(tmp_path, arguments=("overwrite=true",))
 
