@@ -61,8 +61,8 @@ def export(
         if format == "arpa":
             if not isinstance(model, babyjax.NGram):
                 raise ConfigError(f"format=arpa is for model=ngram; {run_dir} holds {run.config.choices.model}")
-            if out and path.exists():
-                raise BabyjaxError(f"{path} exists; choose another")
+            if path.exists():
+                raise BabyjaxError(f"{path} exists; choose another with out=")
             replace_file(path, "".join(f"{line}\n" for line in babyjax.arpa_lines(model, run.tokenizer.words)))
         else:
             if not isinstance(model, babyjax.BabyGPT):

@@ -128,6 +128,15 @@ def remove_temporary(folder: Path) -> None:
             path.unlink()
 
 
+def is_run(folder: Path) -> bool:
+    """Return whether there is a manifest of ours in `folder`."""
+    try:
+        with (folder / MANIFEST).open("rb") as file:
+            return file.read(16).startswith(b'{\n "format": ')
+    except OSError:
+        return False
+
+
 def refuse_link(path: Path) -> None:
     """Raises: BabyjaxError if `path` is a symbolic link: a run from elsewhere would have us write to other files."""
     if path.is_symlink():

@@ -4,6 +4,7 @@ A value is read by the type of its option, so text needs no quoting beyond the s
 is answered at once.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -112,8 +113,8 @@ def _read_file(path: str) -> dict[str, str]:
             raise ConfigError(f"{name} has the option config, which belongs on the command line")
         if key in arguments:
             raise ConfigError(f"{name} has the option {truncated(key)} twice")
-        if key == TOKENIZER and (beside := Path(path).expanduser().parent / value).is_file():
-            value = str(beside)  # of a run, which may have moved
+        if key == TOKENIZER and value.startswith("./"):  # of a run, which may have moved
+            value = os.path.abspath(Path(path).expanduser().parent / value)
         arguments[key] = value
     return arguments
 
@@ -137,7 +138,7 @@ def _flat(name: str, node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, s
 def all_arguments(argv: list[str]) -> dict[str, str]:
     """What is on the command line, on top of what is in the file it names. Raises: ConfigError for a second file."""
     if sum(argument.startswith("config=") and argument != "config=" for argument in argv) > 1:
-        raise ConfigError("config= is given twice; name one file")
+        raise ConfigError("config= is given twice; name one file, and other options on the command line")
     arguments = parse_arguments(argv)
     path = arguments.pop("config", "")
     return (_read_file(path) if path else {}) | arguments
@@ -245,7 +246,10 @@ def read_options(kind: type[Flat], argv: list[str]) -> Flat:
 
 
 def arguments_of(config: Config) -> dict[str, Any]:
-    """The fewest options that give this config, without where the run is: what a run keeps as `config.yaml`."""
+    """The fewest options that give this config, without where the run is: what a run keeps as `config.yaml`.
+
+    Options of the model that change nothing are left out.
+    """
     given = {"model": config.choices.model}
     for group in GROUPS[1:]:
         implied = load_config([f"{key}={value}" for key, value in given.items()]).choices
@@ -254,8 +258,9 @@ def arguments_of(config: Config) -> dict[str, Any]:
     implied = {
         key: value for key, value, _ in options_of(load_config([f"{key}={value}" for key, value in given.items()]))
     }
+    unused = {config.model.key(name) for names, _ in _unused(config) for name in names}
     for key, value, _ in options_of(config):
-        if key.partition(".")[0] not in OF_PLACE and value != implied[key]:
+        if key.partition(".")[0] not in OF_PLACE and value != implied[key] and key not in unused:
             given[key] = "" if value is None else value
     return given
 

@@ -14,7 +14,7 @@ from babyjax.errors import ConfigError, RunError
 from babyjax.evaluation.comparison import Difference, Interval, Side, common_edges, judge
 from babyjax.progress import Progress, silent
 from babyjax.runs.directory import METRICS
-from babyjax.runs.scores import ReadText, RunReader, ScoredRun, differences
+from babyjax.runs.scores import ReadText, RunReader, ScoredRun, differing_options
 from babyjax.task import ngram_baseline
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -23,9 +23,9 @@ LISTED = 5
 
 
 def compare_runs(
-    paths: Sequence[str],
+    paths: Sequence[str | Path],
     *,
-    step: str = "newest",
+    step: str | int = "newest",
     text: str | None = None,
     data_path: str | None = None,
     stride: int | None = None,
@@ -33,7 +33,7 @@ def compare_runs(
     by_position: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Compare runs with the first of them. Returns what `babyjax compare format=json` prints; its options say more.
+    """Compare runs with the first of them. Returns what `babyjax compare format=json` prints, infinities included.
 
     A path is a run directory, or a folder with a run per seed. Losses are in nats per token, or in bits per byte if the
     tokenizers differ. Only the part of the text that every run has scored counts. The intervals of several comparisons
@@ -45,7 +45,8 @@ def compare_runs(
     if not 2 <= len(paths) <= len(LETTERS):
         raise ConfigError(f"name 2 to {len(LETTERS)} runs to compare, not {len(paths)}: babyjax compare RUN RUN")
     reader = RunReader(step, text, data_path, stride, by_position, progress)
-    sides = [reader.side(path) for path in paths]
+    names = list(map(str, paths))
+    sides = [reader.side(name) for name in names]
     runs = [run for side in sides for run in side]
     _check_texts(runs, text)
     first, read = runs[0].scored, next(iter(reader.texts.values()))
@@ -62,14 +63,14 @@ def compare_runs(
         for side in sides
     ]
     rows = [
-        {"name": name, "run": path, **_about(side), **_losses(side, nats, units, edges)}
-        for name, path, side, (nats, *_) in zip(LETTERS, paths, sides, compared, strict=False)
+        {"name": letter, "run": name, **_about(side), **_losses(side, nats, units, edges)}
+        for letter, name, side, (nats, *_) in zip(LETTERS, names, sides, compared, strict=False)
     ]
     level = 1 - 0.05 / (len(sides) - 1)
     verdicts = [
-        _verdict((LETTERS[0], name), (compared[0], other), (sides[0][0], side[0]), units, unit, resolution, level)
+        _verdict((LETTERS[0], letter), (compared[0], other), (sides[0][0], side[0]), units, unit, resolution, level)
         | (_where(sides[0], side, read) if same else {})
-        for name, other, side in zip(LETTERS[1:], compared[1:], sides[1:], strict=False)
+        for letter, other, side in zip(LETTERS[1:], compared[1:], sides[1:], strict=False)
     ]
     result = {
         "corpus": read.corpus.name,
@@ -97,6 +98,7 @@ def _verdict(
 ) -> dict[str, Any]:
     """Return which of two sides is better; `first` are their first runs."""
     difference, recipes = Difference.between(*sides, units), [run.recipe for run in first]
+    trainable = all(run.config.seeded for run in first if run.seeded)  # a mixture has only the seeds of its parts
     verdict = judge(
         difference,
         unit,
@@ -105,7 +107,7 @@ def _verdict(
         seeds=min([len(side.seeds) for side in sides if side.seeded], default=1),
         resolution=resolution,
         level=level,
-        remedy="use train.seeds=4" if all(run.config.seeded for run in first) else "give its parts several seeds",
+        remedy="use train.seeds=4" if trainable else "give its parts several seeds",
     )
     return {
         "runs": list(names),
@@ -117,7 +119,7 @@ def _verdict(
         "standard_error_of_text": difference.of_text,
         "standard_error_of_seeds": difference.of_seeds,
         "paired_by_seed": difference.paired,
-        "differing_options": _differing_options(*first),
+        "differing_options": differing_options(*first),
     }
 
 
@@ -133,21 +135,6 @@ def _check_texts(runs: list[ScoredRun], text: str | None) -> None:
     scored = [run.scored for run in runs]
     if max(each.start for each in scored) >= min(each.ends[-1] for each in scored):
         raise RunError("the validation splits of these runs have no text in common; their tokenizers differ too much")
-
-
-def _differing_options(a: ScoredRun, b: ScoredRun) -> dict[str, list[Any]]:
-    """Return the options that both have and in which they differ; models and optimizers by the names of presets."""
-    names = a.config.choices, b.config.choices
-    texts = [f"{each.corpus.name} {each.corpus.sha256[:12]}" if each.corpus.characters else "none" for each in (a, b)]
-    return {
-        key: [getattr(each, key) for each in names]
-        if key in ("model", "optimizer")
-        else texts
-        if key == "text"
-        else [value, other]
-        for key, value, other in differences(a.recipe, b.recipe)
-        if key in a.recipe.keys() & b.recipe.keys()
-    }
 
 
 def _about(side: list[ScoredRun]) -> dict[str, Any]:
@@ -189,7 +176,7 @@ def _curve(folder: Path, last: int) -> list[tuple[int, float]]:
 def _where(a: list[ScoredRun], b: list[ScoredRun], text: ReadText) -> dict[str, Any]:
     """Return the tokens and the places where two sides of one tokenizer differ most, in nats, means over seeds.
 
-    Nothing is returned if a loss is infinite.
+    Nothing is returned if a loss is infinite or NaN.
     """
     tokenizer, targets = a[0].tokenizer, text.split.val[1:]
     nats = [np.mean([run.scored.nats for run in side], axis=0) for side in (a, b)]

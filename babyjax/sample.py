@@ -50,12 +50,12 @@ def _sample(config: SampleConfig, run: "babyjax.LoadedRun") -> list[str]:
     from babyjax.training.devices import bytes_of, require_memory
 
     end = run.tokenizer.end_of_text
-    start = config.prompt or ("\n" if end is None else END_OF_TEXT)
-    start = start.replace("\r\n", "\n").replace("\r", "\n")  # as in a text
+    given, stop = (text.replace("\r\n", "\n").replace("\r", "\n") for text in (config.prompt or "", config.stop))
+    start = given or ("\n" if end is None else END_OF_TEXT)
     known = start != "\n" or "\n" in run.tokenizer.decode(np.arange(run.tokenizer.vocab_size))
     prompt = run.tokenizer.encode(start) if known else np.zeros(1, np.int32)
-    stop_tokens = run.tokenizer.encode(config.stop)
-    if len(stop_tokens) not in (1, len(config.stop)):
+    stop_tokens = run.tokenizer.encode(stop)
+    if len(stop_tokens) not in (1, len(stop)):
         raise ConfigError(
             f"stop={truncated(config.stop)} is neither one token nor characters of one token each, of this "
             f"{run.tokenizer.name} tokenizer"

@@ -47,8 +47,8 @@ the same options with the values they have for the presets you name, for example
   set options of other groups.
 - `key=value` sets one option and wins over every preset.
 - `config=FILE.yaml` reads options from a file. The command line wins over the file. A run keeps such a file, so
-  `babyjax train config=checkpoints/mine/config.yaml run_dir=checkpoints/again` repeats the run. A tokenizer file
-  that `data.tokenizer=` names is looked up beside the options file first.
+  `babyjax train config=checkpoints/mine/config.yaml run_dir=checkpoints/again` repeats the run. In a file a
+  path of `data.tokenizer` that begins with `./` is relative to the file.
 - An empty value, as in `optimizer.clip_norm=`, means "not set".
 - Ranges are written as in mathematics: `[0, 1)` includes 0 and excludes 1.
 - An option marked with `*` may change when a run is continued. `train.steps` is an exception if the learning rate has

@@ -155,7 +155,7 @@ FAILURES = [
     ("sample run_dir=RUN prompt=aZ", "character 'Z' (U+005A) at position 1 is not among the 3 characters"),
     ("sample run_dir=RUN prompt=语", "character '语' (U+8BED) at position 0 is not among"),
     # damaged runs
-    ("sample run_dir=NO_CHECKPOINT", "has no checkpoint yet; finish its training or import first"),
+    ("sample run_dir=NO_CHECKPOINT", "has no checkpoint yet; finish training or importing it first"),
     ("evaluate run_dir=NO_TOKENIZER", "tokenizer.json: No such file"),
     ("evaluate run_dir=BAD_TOKENIZER", "tokenizer.json was changed"),
     ("evaluate run_dir=EDITED", "run.json was changed after it was written"),

@@ -96,7 +96,7 @@ def test_a_run_that_was_imported_may_move(call, run):
     assert call("import", "path=hf2", "run_dir=first")[0] == 0
     Path("first").rename("second")
     config = babyjax.load_config(["config=second/config.yaml"])
-    assert config.data.tokenizer == "second/tokenizer.json"
+    assert config.data.tokenizer == str(run.parent / "second" / "tokenizer.json")
     assert config.model == babyjax.load_run("second").config.model
 
 
@@ -120,9 +120,23 @@ def test_an_import_that_was_interrupted_is_done_again(tmp_path, monkeypatch):
         patch.setattr(babyjax.Run, "save", interrupt)
         with pytest.raises(KeyboardInterrupt):
             babyjax.save_run(model, tokenizer, tmp_path / "run")
-    with pytest.raises(babyjax.errors.RunError, match="has no checkpoint yet; finish its training or import first"):
+    with pytest.raises(babyjax.errors.RunError, match="has no checkpoint yet; finish training or importing it first"):
         babyjax.load_run(tmp_path / "run")
     assert babyjax.load_run(babyjax.save_run(model, tokenizer, tmp_path / "run")).step == 0
+
+
+def test_a_trained_run_is_not_replaced_even_if_its_checkpoints_are_gone(run):
+    shutil.rmtree(run / "steps")
+    with pytest.raises(babyjax.errors.RunError, match="already holds a run"):
+        babyjax.save_run(filled(small("babygpt"), 3), babyjax.CharTokenizer("abc"), run)
+
+
+@pytest.mark.parametrize("changes", [{"norm_eps": 1e-6}, {"rotary_base": 500.0}, {"activation": "silu"}])
+def test_options_that_change_nothing_are_not_in_the_config_of_a_saved_run(tmp_path, changes):
+    config = small("babygpt-v3-attention", **changes)
+    folder = babyjax.save_run(filled(config, 3), babyjax.CharTokenizer("abc"), tmp_path / "run")
+    read = babyjax.load_config([f"config={folder}/config.yaml"]).model
+    assert read == config.replace(**{name: getattr(read, name) for name in changes})
 
 
 @pytest.mark.parametrize(

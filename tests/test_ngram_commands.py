@@ -157,7 +157,7 @@ def test_a_model_goes_out_and_comes_back(call, runs, tmp_path):
     status, out, _ = call("export", f"run_dir={runs('three')}", f"out={tmp_path / 'x.arpa'}")
     assert (status, out) == (0, f"written to {tmp_path / 'x.arpa'}\n")
     status, _, err = call("export", f"run_dir={runs('three')}", f"out={tmp_path / 'x.arpa'}")
-    assert (status, err) == (1, f"error: {tmp_path / 'x.arpa'} exists; choose another\n")
+    assert (status, err) == (1, f"error: {tmp_path / 'x.arpa'} exists; choose another with out=\n")
     text = f"data.path={runs('three').parent / 'text.txt'}"
     status, out, err = call("train", "model=ngram", f"model.arpa={tmp_path / 'x.arpa'}", text, "run_dir=back")
     assert (status, err) == (0, "")

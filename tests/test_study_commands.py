@@ -187,7 +187,7 @@ def test_seeds_before_one_that_diverges_finish_side_by_side_too(call, monkeypatc
             1,
             "holds a run; many runs need a folder of their own: use another run_dir=",
         ),
-        ("evaluate run_dir=RUN/seeds", 1, "holds several runs; name one, as in"),
+        ("evaluate run_dir=RUN/seeds", 1, "holds several runs; name one, such as"),
         ("compare", 2, "name 2 to 26 runs to compare, not 0"),
         ("compare RUN/again", 2, "name 2 to 26 runs to compare, not 1"),
         ("compare RUN/again nowhere", 1, "there is no run in"),
@@ -265,6 +265,7 @@ def test_runs_that_differ_only_in_their_seed_are_not_distinguishable(compared):
 def test_a_mixture_of_networks_varies_with_their_seeds(call, compared, runs, tmp_path):
     parts = f"model.parts={runs('again')},{runs('counted')}"
     assert call("train", "model=mixture", *SYNTHETIC, parts, "run_dir=mixed")[0] == 0
+    assert "use train.seeds=4" in compared("counted", "again")["comparisons"][0]["verdict"]
     found = compared("counted", tmp_path / "mixed")["comparisons"][0]
     assert found["standard_error_of_seeds"] is None
     assert found["better"] is None or "this model of" in found["verdict"]
@@ -397,7 +398,7 @@ def test_a_sweep_finds_the_best_and_trains_it_with_seeds(call):
     assert result["best"]["optimizer.learning_rate"] == "1e-1"
     assert "diverged" in out
     assert Path("here/sweep.svg").exists()
-    with pytest.raises(RunError, match=r"holds several runs; name one, as in run_dir=.*/winner/.*/seed-0"):
+    with pytest.raises(RunError, match=r"holds several runs; name one, such as .*/winner/.*/seed-0"):
         babyjax.load_run("here")
     winner = babyjax.load_run(f"here/winner/{name_of(result['best'])}/seed-1")
     assert winner.config.optimizer.learning_rate == 0.1

@@ -114,9 +114,10 @@ def lbfgs_step(descent: Descent, targets: Targets, penalty: float, dtype: type) 
 
 
 class Draws:
-    """Which contexts the updates take. Context i is drawn about c_i times, proportional to sqrt(w_i) and at most 1.
+    """Which contexts the updates take.
 
-    Its row is divided by that expected number, so that the expected gradient is the exact one. An update takes the rows
+    The expected number of draws of context i is proportional to sqrt(w_i) and at most 1. Its row is divided by that
+    number, so that the expected gradient is the exact one. An update takes the rows
     in chunks of about `ROWS`.
     """
 

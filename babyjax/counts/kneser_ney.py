@@ -223,7 +223,7 @@ def choose_order(tokens: Integer[np.ndarray, " L"], vocab_size: int) -> int:
 def choose_fitted(tokens: Integer[np.ndarray, " L"], vocab_size: int) -> tuple[int, Discounts]:
     """Return an order and its fitted discounts: with these more tokens than `choose_order` says may pay.
 
-    The order grows until one more brings less than `WORTH` on the last tenth of `tokens`.
+    The order grows until one more brings less than `MIN_GAIN` on the last tenth of `tokens`.
     """
     order = choose_order(tokens, vocab_size)
     discounts, loss = fit_discounts(tokens, vocab_size, order)
@@ -248,7 +248,7 @@ def fit_discounts(
     if len(text) < 2:
         counted = text = tokens
     evidence = evidence_of(counted, text, vocab_size, order, adaptive=adaptive)
-    # Those before the first token; there is none in a text that is shorter than the n-grams.
+    # Those before the first token. A text shorter than the n-grams has no evidence for them.
     published = np.stack([next(iter(each.discounts.reshape(-1, 3)), FALLBACK) for each in evidence])
     share = np.clip(published / MAX_DISCOUNTS, 0.01, 0.99)
     prior = np.log(share / (1 - share))

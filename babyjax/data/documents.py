@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 
 from babyjax.errors import DataError
-from babyjax.files import MANIFEST
+from babyjax.files import is_run
 from babyjax.text import truncated
 
 END_OF_TEXT = "\x03"  # U+0003, "end of text": what separates documents
@@ -45,9 +45,11 @@ def _fixed_part(pattern: Path) -> Path:
     return next(folder for folder in pattern.parents if not MAGIC & set(str(folder)))
 
 
-def _in_run(file: Path, start: Path) -> bool:
-    """Return whether a file is in a run directory below `start`, which has a copy of its text."""
-    return any((folder / MANIFEST).is_file() for folder in file.parents if start in folder.parents)
+def _outside_runs(files: list[Path], start: Path) -> list[Path]:
+    """Return the files that are in no run directory below `start`: a run has a copy of its text."""
+    folders = {folder for file in files for folder in file.parents if start in folder.parents}
+    runs = set(filter(is_run, folders))
+    return [file for file in files if not runs & set(file.parents)]
 
 
 def _is_pattern(path: str | os.PathLike[str]) -> bool:
@@ -58,8 +60,8 @@ def read_text_of(path: str | os.PathLike[str], field: str = "text") -> str:
     """Return the text of a file, or the documents of several files, or of JSON lines, with U+0003 between them.
 
     A folder means its .txt, .jsonl and .ndjson files, gzipped or not, and those of its folders; a pattern (`*`, `?`,
-    `[...]`, and `**` for folders) the files that match. They are read in the order of their names, without hidden ones
-    and those in run directories, which keep copies of texts.
+    `[...]`, and `**` for folders) the files that match. They are read in the order of their names. Hidden files and
+    those in run directories, which are copies, are left out.
     A document of JSON lines is the text in `field` of a line. Empty documents are left out.
 
     Raises: DataError if a file cannot be read or is not text, or there is none.
@@ -113,7 +115,7 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
         start = Path(path).expanduser()
         if _is_pattern(start):
             found = sorted(map(Path, glob.glob(str(start), recursive=True)))
-            files = [file for file in found if not file.is_dir() and not _in_run(file, _fixed_part(start))]
+            files = _outside_runs([file for file in found if not file.is_dir()], _fixed_part(start))
             what = "file that matches"
         elif start.is_dir():
             files = sorted(_walk(start))
@@ -124,7 +126,7 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
         where = getattr(error, "filename", None) or path
         raise DataError(f"cannot read {truncated(where)}: {_reason(error)}") from None
     if not files:
-        raise DataError(f"there is no {what} {truncated(path)}")
+        raise DataError(f"there is no {what} {truncated(path)} (run directories are left out)")
     known = set(files)
     for file in files:
         if not file.is_file():
@@ -148,7 +150,7 @@ def _walk(start: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        if MANIFEST in names:  # a run directory
+        if is_run(Path(folder)):
             folders.clear()
             continue
         folders[:] = [name for name in folders if name[0] != "."]

@@ -84,7 +84,7 @@ class Difference(NamedTuple):
     """The loss of B minus that of A in nats per unit, the unit being a token or a byte, and how it varies.
 
     Standard errors are None if nothing is known about them: of the text if it is too short, of the seeds if a side has
-    one seed. If a loss is infinite or NaN, `mean` is infinite, or NaN if both are.
+    one seed. If a loss is infinite or NaN, so are `mean` and the standard error of several seeds.
     """
 
     mean: float

@@ -73,8 +73,12 @@ class Nats(NamedTuple):
         return math.exp(self.per_token) if self.per_token < 700 else math.inf
 
 
+def _smallest_vocabulary(model: LanguageModel) -> int:
+    return min([model.vocab_size, *map(_smallest_vocabulary, model.parts)])
+
+
 def _check_vocabulary(model: LanguageModel, vocab_size: int) -> None:
-    known = min([model.vocab_size, *(part.vocab_size for part in model.parts)])
+    known = _smallest_vocabulary(model)
     if known < vocab_size:
         raise ConfigError(
             f"a model of {known:,} tokens cannot be evaluated on a text with a vocabulary of "

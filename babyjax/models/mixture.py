@@ -30,12 +30,18 @@ def most_known(every: Sequence[Any]) -> Any:
     return xp.take_along_axis(stacked, longest[None, ..., None], axis=0)[0]
 
 
+def _known(part: LanguageModel, tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Return tokens that a part can read."""
+    return jnp.minimum(tokens, part.vocab_size - 1)
+
+
 class Mixture(LanguageModel):
     """`p = sum_i w_i p_i`. The weights depend on what an n-gram among the parts knows of the context.
 
     They are a softmax of `features(knowledge) @ gate` (Jacobs et al. 1991), with the knowledge of the part that has
     seen the longest context. A `gate` of one row uses the first feature only: the same weights everywhere. If the parts
-    have room for different numbers of tokens, those that a part does not have are impossible to it.
+    have room for different numbers of tokens, those that a part does not have are impossible to it, and it reads them
+    as its last.
     """
 
     def __init__(self, parts: Sequence[LanguageModel], gate: Float[Array, "F P"]):
@@ -71,14 +77,17 @@ class Mixture(LanguageModel):
         return min((part.max_length for part in self.parts if part.max_length is not None), default=None)
 
     def __call__(self, tokens: Int[Array, "B T"], *, key: Key[Array, ""] | None = None) -> Float[Array, "B T V"]:
-        return self.mix([part(tokens) for part in self.parts], self.knowledge(tokens))
+        return self.mix([part(_known(part, tokens)) for part in self.parts], self.knowledge(tokens))
 
     def nats(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T-1"]:
-        nats = jnp.stack([part.nats(tokens) for part in self.parts], axis=-1)
+        parts = [
+            jnp.where(tokens[:, 1:] < part.vocab_size, part.nats(_known(part, tokens)), jnp.inf) for part in self.parts
+        ]
+        nats = jnp.stack(parts, axis=-1)
         return -jax.nn.logsumexp(self.log_weights(self.knowledge(tokens)[:, :-1]) - nats, axis=-1)
 
     def knowledge(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T 3"]:
-        return most_known([part.knowledge(tokens) for part in self.parts])
+        return most_known([part.knowledge(_known(part, tokens)) for part in self.parts])
 
     def mix(self, logits: Sequence[Float[Array, "*B _"]], knowledge: Float[Array, "*B 3"]) -> Float[Array, "*B V"]:
         """Return the log-probabilities of the mixture from the logits of the parts."""
@@ -124,7 +133,11 @@ class MixtureDecoder(Decoder):
         self, cache: tuple[Any, ...], tokens: Int[Array, "B T"], counts: Int[Array, " B"] | None = None
     ) -> tuple[Float[Array, "B V"], tuple[Any, ...]]:
         logits, caches = zip(
-            *(part.extend(each, tokens, counts) for part, each in zip(self.parts, cache, strict=True)), strict=True
+            *(
+                part.extend(each, _known(part.model, tokens), counts)
+                for part, each in zip(self.parts, cache, strict=True)
+            ),
+            strict=True,
         )
         return self.model.mix(logits, self.knowledge(caches)), caches
 

@@ -57,9 +57,12 @@ def holds_run(folder: Path) -> bool:
 def refuse_run(folder: Path, *, overwrite: bool) -> None:
     """Raises: RunError if `folder` cannot become a new run, because it holds one that is not to be replaced.
 
-    One without a checkpoint, as an interrupted import leaves it, has nothing to lose.
+    One that has neither a checkpoint nor metrics, as an interrupted import leaves it, has nothing to lose.
     """
-    if holds_run(folder) and not overwrite and saved_checkpoints(folder, read_manifest(folder)):
+    if not holds_run(folder) or overwrite:
+        return
+    metrics = folder / METRICS
+    if saved_checkpoints(folder, read_manifest(folder)) or (metrics.exists() and metrics.stat().st_size):
         raise RunError(f"{folder} already holds a run; use another run_dir=, or overwrite=true to replace it")
 
 
@@ -77,7 +80,7 @@ def best_step(checkpoints: dict[int, Checkpoint]) -> int | None:
 def choose_step(folder: Path, checkpoints: dict[int, Checkpoint], which: str) -> int:
     """Return the step meant by "newest", "best" or a number. Raises: RunError if there is no such checkpoint."""
     if not checkpoints:
-        raise RunError(f"the run in {folder} has no checkpoint yet; finish its training or import first")
+        raise RunError(f"the run in {folder} has no checkpoint yet; finish training or importing it first")
     newest = max(checkpoints)
     named = {"newest": newest, "best": best_step(checkpoints) or newest} | {str(step): step for step in checkpoints}
     if which not in named:
@@ -176,9 +179,9 @@ def load_run(path: str | Path, step: str | int = "newest") -> LoadedRun:
     Raises: RunError if there is none, CheckpointError if it was damaged or changed.
     """
     folder = run_folder(path)
-    for of_many in ("seed-*", "winner/*", "winner/*/seed-*"):  # of train.seeds= or of a sweep
-        if runs := sorted(folder.glob(f"{of_many}/{MANIFEST}")):
-            raise RunError(f"{folder} holds several runs; name one, as in run_dir={runs[0].parent}")
+    for many in ("seed-*", "winner/*", "winner/*/seed-*", "trials/*"):  # of train.seeds= or of a sweep
+        if runs := sorted(folder.glob(f"{many}/{MANIFEST}")):
+            raise RunError(f"{folder} holds several runs; name one, such as {runs[0].parent}")
     if not holds_run(folder):
         raise RunError(f"there is no run in {folder}; train one with run_dir={folder}")
     while True:

@@ -180,14 +180,14 @@ class Run:
             for step in self._manifest.pending:
                 self._remove(step)
             self._write_manifest(self._manifest.replace(pending=[]))
-            old = (RESULT, DECOMPOSITION, *({CORPUS} - self._manifest.files.keys()))
+            old = (RESULT, DECOMPOSITION, *({CORPUS, PARTS} - self._manifest.files.keys()))
             for name in old:
                 (self.folder / name).unlink(missing_ok=True)
             for name, text in self._texts.items() if not self.step else ():
                 replace_file(self.folder / name, text)
             options = arguments_of(self._config)
             if options.get(TOKENIZER) == str(self.folder / FILE):
-                options[TOKENIZER] = FILE  # wherever the run is
+                options[TOKENIZER] = f"./{FILE}"  # beside config.yaml, wherever that is
             content = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
             replace_file(self.folder / "config.yaml", content)
             self._metrics = open_appending(self.folder / METRICS)

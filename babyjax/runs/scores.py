@@ -1,6 +1,5 @@
 """Losses of runs on one text, token by token, to be compared."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,20 +47,27 @@ class ScoredRun(NamedTuple):
         }
         return {**kinds, "text": self.corpus.sha256, "step": self.step, **chosen}
 
+    @property
+    def names(self) -> dict[str, str]:
+        """What to call entries of the recipe that are no values of options."""
+        corpus, choices = self.corpus, self.config.choices
+        text = f"{corpus.name} {corpus.sha256[:12]}" if corpus.characters else "none"
+        return {"model": choices.model, "optimizer": choices.optimizer, "text": text}
+
 
 class ReadText(NamedTuple):
     """A text as the tokens of one tokenizer."""
 
     corpus: Corpus | PreparedCorpus
     split: Split
-    ends: Int[np.ndarray, " V"]  # of each validation token, in bytes of the text
+    ends: Int[np.ndarray, " M"]  # of each validation token, in bytes of the text
 
 
 @dataclass
 class RunReader:
     """Reads and scores runs, on the `text` or on the corpus they were trained on. Each text is read once."""
 
-    step: str
+    step: str | int
     text: str | None
     data_path: str | None
     stride: int | None
@@ -72,12 +78,12 @@ class RunReader:
     def side(self, path: str) -> list[ScoredRun]:
         """Return the runs behind a path. Raises: RunError if they differ in more than their seed."""
         runs = [self.score(folder) for folder in _folders(path)]
-        first = runs[0].recipe
         for run in runs[1:]:
-            for key, value, other in differences(first, run.recipe):
+            if different := differing_options(runs[0], run):
+                key, (ours, theirs) = next(iter(different.items()))
                 raise RunError(
-                    f"{path} does not hold seeds of one recipe: {key} is {truncated(value)} in "
-                    f"{runs[0].folder.name}, {truncated(other)} in {run.folder.name}"
+                    f"{path} does not hold seeds of one recipe: {key} is {truncated(ours)} in "
+                    f"{runs[0].folder.name}, {truncated(theirs)} in {run.folder.name}"
                 )
         return runs
 
@@ -141,8 +147,11 @@ def _folders(path: str) -> list[Path]:
     return sorted(found, key=lambda child: int(child.name.removeprefix("seed-")))
 
 
-def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the entries in which two recipes differ, and their two values."""
-    for key in ours | theirs:
-        if ours.get(key) != theirs.get(key):
-            yield key, ours.get(key), theirs.get(key)
+def differing_options(a: ScoredRun, b: ScoredRun) -> dict[str, list[Any]]:
+    """Return what the recipes of two runs both have and in which they differ, with its two values."""
+    ours, theirs = a.recipe, b.recipe
+    return {
+        key: [a.names.get(key, value), b.names.get(key, theirs[key])]
+        for key, value in ours.items()
+        if key in theirs and value != theirs[key]
+    }

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from babyjax.data.corpus import read_corpus
 from babyjax.data.documents import END_OF_TEXT, corpus_name, read_text_of
 from babyjax.errors import DataError
+from babyjax.runs.manifest import CorpusEntry, Manifest
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\x03\ufeff"), max_size=9))
 
@@ -139,9 +140,14 @@ def test_copies_of_texts_in_run_directories_are_no_documents(folder):
         (run / name).write_text("b")
     Path("mine/checkpoints/c.txt").write_text("c")
     assert read_text_of("mine").split(END_OF_TEXT).count("b") == 3
-    (run / "run.json").touch()
+    (run / "run.json").write_text('{"format": "of another program"}')
+    assert read_text_of("mine").split(END_OF_TEXT).count("b") == 3
+    Manifest(config={}, corpus=CorpusEntry(name="b", characters=1, sha256=""), files={}, versions={}).write(run)
     assert sorted(read_text_of("mine").split(END_OF_TEXT)) == ["a", "c"]
     assert sorted(read_text_of("mine/**/*.txt").split(END_OF_TEXT)) == ["a", "c"]
+    for path in (run, "mine/checkpoints/*/corpus.txt"):
+        with pytest.raises(DataError, match="run directories are left out"):
+            read_text_of(path)
     assert read_text_of(run / "corpus.txt") == "b"
     assert read_text_of(run / "*.txt") == "b\x03b"
 

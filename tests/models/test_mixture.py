@@ -58,6 +58,11 @@ def test_parts_with_room_for_different_numbers_of_tokens_are_one_distribution():
     np.testing.assert_allclose(np.exp(logits).sum(axis=-1), 1, rtol=1e-5)
     chosen = np.take_along_axis(np.asarray(logits)[:, :-1], np.asarray(TOKENS)[:, 1:, None], axis=-1)[..., 0]
     np.testing.assert_allclose(nats, -chosen, rtol=1e-5)
+    beyond = TOKENS.at[0, 2].set(V)  # which the n-gram does not have
+    _, nats, _ = evaluate(mixed, beyond)
+    logits_before = np.asarray(evaluate(mixed, TOKENS)[0])[0, 1]
+    np.testing.assert_allclose(nats[0, 1], -logits_before[V], rtol=1e-5)
+    assert np.isfinite(nats).all()
     new = np.asarray(logits)[..., V:] - np.asarray(jax.nn.log_softmax(wide(TOKENS)))[..., V:]
     np.testing.assert_allclose(new, np.broadcast_to(new[..., :1], new.shape), atol=1e-5)  # the weight of the wide part
 
