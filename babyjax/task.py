@@ -160,15 +160,15 @@ def _load_parts(config: MixtureConfig, corpus: Corpus | PreparedCorpus, tokenize
 def grown(config: Config, task: Task) -> Task:
     """Return the task of growing the run `train.grow_from`, if there is one.
 
-    Raises: RunError if that has another vocabulary.
+    Raises: RunError if that has another vocabulary, ConfigError if the model cannot be grown.
     """
     if not config.train.grow_from:
         return task
     smaller = load_run(config.train.grow_from)
     if smaller.tokenizer != task.tokenizer:
         raise RunError(f"train.grow_from={config.train.grow_from} was trained with another vocabulary")
-    assert isinstance(config.model, BabyGPTConfig), "no other model is trained by gradient steps"
-    larger = config.model
+    if not isinstance(larger := config.model, BabyGPTConfig):
+        raise ConfigError(f"train.grow_from= is for networks of the ladder, not for model={config.choices.model}")
     return replace(
         task,
         initialize=lambda key: grow(smaller.model, larger, key),

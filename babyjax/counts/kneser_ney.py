@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int, Integer
 
 from babyjax.counts.ngrams import Level, count_ngrams, sum_before
 from babyjax.data.batches import TRAIN_FRACTION
+from babyjax.errors import ConfigError
 from babyjax.models.base import NOTHING_KNOWN
 from babyjax.models.ngram import MAX_ORDER, NGram
 
@@ -90,8 +91,10 @@ def estimate_ngram(
 ) -> NGram:
     """Count `tokens` and return the n-gram model, with the paper's discounts or those given for each length.
 
-    Raises: TokenError if an id is out of range.
+    Raises: TokenError if an id is out of range, ConfigError if the order is.
     """
+    if not 1 <= order <= MAX_ORDER:
+        raise ConfigError(f"order={order} must lie in [1, {MAX_ORDER}]")
     levels = count_ngrams(tokens, vocab_size, order)
     probability, probabilities, backoff = np.full(1, 1 / vocab_size), [], []
     for length, level in enumerate(levels, 1):

@@ -67,9 +67,13 @@ def batch_at(
 
     A window starts anywhere in [0, L - block_size). Targets are the inputs one token later. `tokens` are a text, or the
     windows of K steps that `read_windows` has read, of which `step` is the number `step % K`.
+
+    Raises: DataError if the text is no longer than a block.
     """
     if tokens.ndim == 3:
         window = tokens[step % tokens.shape[0]]
+    elif tokens.shape[0] <= block_size:
+        raise DataError(f"a text of {tokens.shape[0]} tokens is too short for a block of {block_size}")
     else:
         starts = _starts(seed, step, batch_size, tokens.shape[0] - block_size)
         window = tokens[starts[:, None] + jnp.arange(block_size + 1)]
@@ -132,7 +136,7 @@ def windows_at(
     Raises: DataError if the file they are in cannot be read.
     """
     if (place := _place(tokens)) is None:
-        return tokens[np.minimum(starts[..., None] + np.arange(width), len(tokens) - 1)]
+        return np.asarray(tokens)[np.minimum(starts[..., None] + np.arange(width), len(tokens) - 1)]
     windows = np.empty((*starts.shape, width), tokens.dtype)
     with _reading(place.path) as file:
         for window, start in zip(windows.reshape(-1, width), starts.ravel().tolist(), strict=True):
@@ -150,7 +154,7 @@ def in_memory(tokens: Integer[np.ndarray, " L"]) -> Integer[np.ndarray, " L"]:
     A page that is read through the mapping counts as this process's memory, and a megabyte around it.
     """
     if (place := _place(tokens)) is None:
-        return tokens
+        return np.asarray(tokens)
     with _reading(place.path) as file:
         file.seek(place.offset)
         return np.fromfile(file, tokens.dtype, len(tokens))
@@ -175,7 +179,7 @@ class _Place(NamedTuple):
 def _place(tokens: Any) -> _Place | None:
     """Return where tokens, perhaps a part of a mapped file, are; None if in memory."""
     root = tokens
-    while isinstance(root.base, np.ndarray):
+    while isinstance(getattr(root, "base", None), np.ndarray):  # a JAX array has none
         root = root.base
     if not isinstance(root, np.memmap) or not isinstance(root.base, mmap.mmap):  # such as a memmap of another type
         return None

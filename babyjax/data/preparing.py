@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -123,7 +124,7 @@ def prepare_once(
 
 
 def prepare_corpus(
-    folder: Path,
+    folder: str | Path,
     path: str,
     field: str = "text",
     tokenizer: str = "char",
@@ -136,7 +137,9 @@ def prepare_corpus(
     that cannot be encoded. Nothing is left in `folder` then.
     """
     refuse_prepared(path)
-    total, name = size_of(path), corpus_name(path)
+    folder, total, name = Path(folder), size_of(path), corpus_name(path)
+    if not os.path.exists(os.path.expanduser(path)) and not total:
+        raise DataError(f"cannot read {truncated(path)}: No such file or directory")
     if not total:
         raise DataError(f"{truncated(path)} is empty or cannot be read twice, as a pipe; save the text to a file first")
 

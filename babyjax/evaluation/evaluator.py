@@ -39,7 +39,8 @@ def make_evaluator(
     """Return the evaluator of a model, of which only shapes are needed.
 
     It is exact for a model of one previous token. For any other it slides windows, `stride` apart, and with `tokens` it
-    scores about that many of each split; a model that reads texts of any length is evaluated on every token.
+    scores about that many of each split; a model that reads texts of any length is evaluated on every token. A mixture
+    is judged on the validation split by weights that are cross-fitted there, not by its own.
     """
     if model.parts:
         return MixtureEvaluator(split, byte_lengths, stride, tokens)
@@ -56,7 +57,10 @@ def token_nats(
     stride: int | None = None,
     progress: Progress = silent,
 ) -> Float[np.ndarray, " T"]:
-    """Return -log p of every token of a split but the first, in nats, in windows as `make_evaluator` says."""
+    """Return -log p of every token of a split but the first, in nats, in windows as `make_evaluator` says.
+
+    Those of a mixture on "val" are cross-fitted; `ContextEvaluator.for_model` has those by its own weights.
+    """
     if model.parts:
         return MixtureEvaluator(split, byte_lengths, stride).token_nats(model, name, progress)
     return ContextEvaluator.for_model(model, split, byte_lengths, stride).token_nats(model, name, progress)

@@ -192,9 +192,9 @@ class ContextEvaluator:
             start = starts[first : first + rows, None]
             start = np.append(start, np.full((rows - len(start), 1), len(tokens)), axis=0)  # past the end: not scored
             scored = (start + places + 1 < len(tokens)) & ((start == 0) | (places >= self.block_size - self.stride))
-            window = windows_at(tokens, start[:, 0], self.block_size + 1).astype(np.int32)
+            window = windows_at(tokens, start[:, 0], self.block_size + 1)
             check_tokens(window, len(self.byte_lengths))
-            yield window, scored
+            yield window.astype(np.int32), scored
 
     @classmethod
     def for_model(

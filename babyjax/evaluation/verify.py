@@ -191,6 +191,7 @@ def verify(
         raise ConfigError(f"block_size={block_size} must be at least 1")
     if not tolerance >= 0:
         raise ConfigError(f"tolerance={tolerance} must be at least 0")
+    tokens = np.asarray(tokens)
     if tokens.ndim != 1 or len(tokens) < 2:
         raise TokenError(f"tokens must be one text of at least 2 tokens, got shape {list(tokens.shape)}")
     check_tokens(tokens, (1 << 31) - 1 if byte_lengths is None else len(byte_lengths))

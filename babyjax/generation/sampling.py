@@ -96,6 +96,9 @@ class _Loop(NamedTuple):
 def _generate(model, prompts, lengths, key, limits, stops, max_new_tokens, top_k, vocab_size):
     decoder, batch = model.decoder(), len(prompts)
     size = decoder.capacity or prompts.shape[1]
+    if prompts.shape[1] > size:  # a part of a mixture holds less than another
+        ends = jnp.maximum(lengths, size)[:, None] - size + jnp.arange(size)
+        prompts, lengths = jnp.take_along_axis(prompts, ends, axis=1), jnp.minimum(lengths, size)
     limited = decoder.capacity is not None and prompts.shape[1] + max_new_tokens - 1 > size
     kept, rows = size // 2, jnp.arange(batch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)

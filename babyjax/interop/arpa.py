@@ -62,7 +62,7 @@ class _Grams(NamedTuple):
     log_backoff: Float[np.ndarray, " N"]
 
 
-def read_arpa(path: Path, words: Sequence[str]) -> NGram:
+def read_arpa(path: str | Path, words: Sequence[str]) -> NGram:
     """Return the model of an ARPA file for the tokens that `words` names.
 
     N-grams with other words or markers are left out, and the probabilities after each context scaled to sum to one, so
@@ -70,7 +70,7 @@ def read_arpa(path: Path, words: Sequence[str]) -> NGram:
 
     Raises: DataError, with the line, if it is not such a file.
     """
-    levels = _read_levels(path, words)
+    levels = _read_levels(Path(path), words)
     first = levels[0]
     vocab_size, parents = len(words), [np.zeros(len(words), np.int64)]
     keys = [np.arange(vocab_size)]  # parent * vocab_size + last token, sorted

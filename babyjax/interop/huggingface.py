@@ -17,7 +17,7 @@ from babyjax.data.documents import END_OF_TEXT
 from babyjax.data.subwords import tokenizer_json
 from babyjax.data.tokenizer import FILE as TOKENIZER
 from babyjax.data.tokenizer import Tokenizer, read_tokenizer
-from babyjax.errors import DataError
+from babyjax.errors import ConfigError, DataError
 from babyjax.files import new_folder
 from babyjax.interop.huggingface_config import ALIASES, GPT2_POSITIONS, config_from_json, config_to_json, read_json
 from babyjax.interop.safetensors import SINGLE, Tensors, write_safetensors
@@ -95,6 +95,8 @@ def save_huggingface(model: BabyGPT, tokenizer: Tokenizer, path: str | Path) -> 
 
 def write_huggingface(model: BabyGPT, tokenizer: Tokenizer, folder: Path) -> None:
     """Write what `save_huggingface` does into a folder that is there. Raises: ConfigError, OSError."""
+    if not isinstance(model, BabyGPT):
+        raise ConfigError(f"only networks of the ladder have a Hugging Face class, not a {type(model).__name__}")
     end = tokenizer.end_of_text
     config = config_to_json(model.config, model.vocab_size) | {"eos_token_id": end}
     about = {

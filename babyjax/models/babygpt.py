@@ -312,6 +312,8 @@ class BabyGPT(LanguageModel):
         `edit(name, layer, value)` returns the value to go on with, of the same shape, for one layer at a time; `layer`
         is traced, and -1 outside the blocks. Under `jax.jit` only what is used is computed and kept.
 
+        Raises: ConfigError if an edit has another shape.
+
             def patch(name, layer, value):  # the residual after block 2, as it is in a run on other tokens
                 return jnp.where(layer == 2, other["residual"][2], value) if name == "residual" else value
         """
@@ -348,7 +350,10 @@ def _tap(edit: Edit | None, layer: Int[Array, ""], values: dict[str, Array]) -> 
         return _pass
 
     def tap(name: str, value: Array) -> Array:
-        values[name] = edit(name, layer, value)
+        edited = edit(name, layer, value)
+        if (shape := getattr(edited, "shape", ())) != value.shape:
+            raise ConfigError(f"the edit of {name!r} returned shape {list(shape)}, expected {list(value.shape)}")
+        values[name] = edited.astype(value.dtype)
         return values[name]
 
     return tap

@@ -1,5 +1,6 @@
 """The count bigram: transition counts, int32 and exact, and the predictions they make."""
 
+import math
 from collections.abc import Iterable
 from functools import partial
 from itertools import pairwise
@@ -86,8 +87,8 @@ class Bigram(LanguageModel):
     """
 
     def __init__(self, counts: Counts, smoothing: float = 1.0):
-        if not smoothing >= 0:
-            raise ConfigError(f"smoothing must be at least 0, got {smoothing}")
+        if not 0 <= smoothing < math.inf:
+            raise ConfigError(f"smoothing must be at least 0 and finite, got {smoothing}")
         self.counts = nnx.Variable(counts)
         self.smoothing = smoothing
         self.vocab_size = counts.shape[-1]

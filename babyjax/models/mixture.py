@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from babyjax.errors import ConfigError
 from babyjax.models.base import Decoder, LanguageModel
 
 FEATURES = 10  # of a context, in `features`
@@ -42,9 +43,13 @@ class Mixture(LanguageModel):
     seen the longest context. A `gate` of one row uses the first feature only: the same weights everywhere. If the parts
     have room for different numbers of tokens, those that a part does not have are impossible to it, and it reads them
     as its last.
+
+    Raises: ConfigError if the gate has not one column for each part.
     """
 
     def __init__(self, parts: Sequence[LanguageModel], gate: Float[Array, "F P"]):
+        if not parts or gate.shape[-1] != len(parts):
+            raise ConfigError(f"a gate of shape {list(gate.shape)} does not give weights to {len(parts)} models")
         for index, part in enumerate(parts):
             setattr(self, f"part{index}", part)
         self.gate = nnx.Variable(gate)

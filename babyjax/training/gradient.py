@@ -256,10 +256,9 @@ class GradientTrainer:
 
     def _summary(self, steps: int, seconds: float) -> tuple[str, ...]:
         speed = steps * self._train.batch_size * self._block_size / seconds
-        flops = speed * self._flops
+        time = f"time      {duration(seconds)} for {steps:,} steps, {compact(speed)} tokens/s"
+        if not (flops := speed * self._flops):
+            return (time,)
         peak = peak_flops(jax.devices()[0].device_kind)
         share = f", {flops / self.mesh.size / peak:.1%} of the device's bfloat16 peak" if peak else ""
-        return (
-            f"time      {duration(seconds)} for {steps:,} steps, {compact(speed)} tokens/s",
-            f"          {compact(flops)} flop/s in matrix products{share}",
-        )
+        return time, f"          {compact(flops)} flop/s in matrix products{share}"

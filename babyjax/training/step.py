@@ -131,7 +131,8 @@ def make_advance(
 
     `tokens` are a text or windows that were read from one, as `batch_at` says.
 
-    The losses are the first `count` rows, [K] or [K, S] as `hyper` is of one run or of S. `state` is donated. `count`,
+    The losses are the first `count` rows, [K] or [K, S] as `hyper` is of one run or of S; `count` may be up to K,
+    `MAX_STEPS_PER_DISPATCH`, and the losses of later steps are not kept. `state` is donated. `count`,
     the seed and the learning rate are arguments of the program, not part of it: one compilation serves any number of
     steps, so results do not depend, to the bit, on how a run is cut into dispatches. With a `mesh` each of its devices
     works on its part of the batch, and holds the state or its share of it, by `kind` (see `devices.shardings`).

@@ -25,6 +25,7 @@ from babyjax.counts.kneser_ney import (
     losses_by_order,
     nats_at,
 )
+from babyjax.errors import ConfigError
 
 V = 5  # token 4 is never seen
 texts = st.lists(st.integers(0, 3), min_size=2, max_size=60).map(lambda ids: np.array(ids, np.int32))
@@ -177,3 +178,9 @@ def test_tinyshakespeare_reaches_the_known_losses(tinyshakespeare):
     assert [nats(order=order).mean() for order in (2, 4, 7)] == pytest.approx([2.4835, 1.7190, 1.5165], abs=5e-5)
     assert nats(order=7, adaptive=True).mean() == pytest.approx(1.4072, abs=5e-5)
     assert choose_order(split.train, tokenizer.vocab_size) == 7
+
+
+@pytest.mark.parametrize("order", [-1, 0, 11])
+def test_an_order_that_cannot_be_is_refused(order):
+    with pytest.raises(ConfigError, match=rf"order={order} must lie in \[1, 10\]"):
+        estimate_ngram(chain(9), V, order)

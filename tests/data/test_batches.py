@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from unittest import mock
 
 import chex
@@ -155,3 +157,27 @@ def test_bytes_are_added_up_in_pieces(length):
     tokens, lengths = np.resize(np.arange(5, dtype=np.uint8), length), np.array([1, 0, 4, 2, 3])
     with mock.patch.object(batches, "CHUNK", 7):
         assert bytes_of(tokens, lengths) == lengths[tokens].sum()
+
+
+def test_no_window_is_drawn_from_a_text_that_is_no_longer():
+    for length in (5, 8):
+        with pytest.raises(DataError, match=f"a text of {length} tokens is too short for a block of 8"):
+            batch_at(jnp.arange(length), 0, 0, 2, 8)
+
+
+@pytest.mark.slow  # in a process without the type checks, which allow NumPy arrays only
+def test_tokens_may_be_on_a_device():
+    program = """if True:
+        import babyjax, jax.numpy as jnp, numpy as np
+        tokens = np.arange(90, dtype=np.int32) % 5
+        model, sizes = babyjax.Bigram.from_tokens(tokens, 5), np.ones(5, int)
+        for read in (np.asarray, jnp.asarray):
+            split = babyjax.Split(read(tokens[:60]), read(tokens[60:]))
+            exact = babyjax.ExactEvaluator(babyjax.PairCounts.from_split(split, 5), sizes)(model)
+            nats = babyjax.token_nats(model, split, sizes, "val")
+            report = babyjax.verify(model, split.val, block_size=4)
+            print(exact["val"].nats, nats.sum(), report.loss.nats, babyjax.bytes_of(split.val, sizes))
+    """
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    host, device = ran.stdout.splitlines()
+    assert host == device

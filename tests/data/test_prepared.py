@@ -130,6 +130,8 @@ def test_a_folder_can_be_moved_and_is_itself_a_path(folder):
         load_file("again")
     with pytest.raises(DataError, match="is not an empty folder"):
         prepare_corpus(folder / "again", "stories")
+    with pytest.raises(DataError, match=r"cannot read missing\.txt: No such file or directory"):
+        prepare_corpus("other", "missing.txt")
     with pytest.raises(DataError, match="again is a prepared corpus already"):
         prepare_corpus(folder / "more", "again")
 

@@ -154,5 +154,5 @@ def test_seen_contexts_have_the_seeds_probabilities_and_unseen_ones_are_uniform(
 
 @pytest.mark.parametrize("smoothing", [-1.0, float("nan")])
 def test_smoothing_is_not_negative(smoothing):
-    with pytest.raises(ConfigError, match=f"smoothing must be at least 0, got {smoothing}"):
+    with pytest.raises(ConfigError, match=f"smoothing must be at least 0 and finite, got {smoothing}"):
         Bigram(jnp.zeros((V, V), jnp.int32), smoothing)

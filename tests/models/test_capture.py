@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from ladder import filled, logits_of, mostly_slow, small
 
+from babyjax.errors import ConfigError
+
 V, T = 13, 8
 TOKENS = jax.random.randint(jax.random.key(7), (2, T), 0, V)
 
@@ -107,3 +109,9 @@ def test_dropout_is_in_what_is_captured():
     logits, values = jax.jit(lambda: model.capture(TOKENS, key=key))()
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     assert float((values["attention"] == 0).mean()) == pytest.approx(model.config.dropout, abs=0.1)
+
+
+def test_an_edit_of_another_shape_is_refused(model):
+    for edit, shape in ((lambda name, layer, value: value[:1], r"\[1, "), (lambda *_: None, r"\[\]")):
+        with pytest.raises(ConfigError, match=f"the edit of 'embedding' returned shape {shape}.*, expected"):
+            model.capture(TOKENS, edit)

@@ -8,7 +8,8 @@ import pytest
 from ladder import filled, small
 
 from babyjax import Mixture, estimate_ngram, generate
-from babyjax.models.base import NOTHING_KNOWN
+from babyjax.errors import ConfigError
+from babyjax.models.base import NOTHING_KNOWN, LanguageModel
 from babyjax.models.bigram import Bigram
 from babyjax.models.mixture import FEATURES, features, most_known
 
@@ -18,6 +19,22 @@ PARTS = (estimate_ngram(TEXT, V, ORDER), Bigram.from_tokens(TEXT, V))
 GATE = jnp.asarray(np.random.default_rng(1).normal(size=(FEATURES, 2)), jnp.float32)
 TOKENS = jnp.asarray(np.random.default_rng(2).integers(0, V, (2, 6)), jnp.int32)
 evaluate = jax.jit(lambda model, tokens: (model(tokens), model.nats(tokens), model.knowledge(tokens)))
+
+
+class Bounded(LanguageModel):
+    """Three tokens back, with the default decoder."""
+
+    vocab_size = V
+
+    @property
+    def context_length(self):
+        return 3
+
+    def __call__(self, tokens, *, key=None):
+        before = [jnp.pad(tokens, ((0, 0), (back, 0)))[:, : tokens.shape[1]] * (back + 1) for back in range(3)]
+        return jnp.sin(jnp.stack(before).sum(axis=0)[..., None] * (1.0 + jnp.arange(V)))
+
+
 knowledge_of = jax.jit(lambda model, tokens: model.knowledge(tokens))
 
 
@@ -65,6 +82,20 @@ def test_parts_with_room_for_different_numbers_of_tokens_are_one_distribution():
     assert np.isfinite(nats).all()
     new = np.asarray(logits)[..., V:] - np.asarray(jax.nn.log_softmax(wide(TOKENS)))[..., V:]
     np.testing.assert_allclose(new, np.broadcast_to(new[..., :1], new.shape), atol=1e-5)  # the weight of the wide part
+
+
+def test_a_gate_has_a_column_for_each_part():
+    for parts in ((), PARTS[:1]):
+        with pytest.raises(ConfigError, match=f"a gate of shape .*, 2. does not give weights to {len(parts)} models"):
+            Mixture(parts, GATE)
+
+
+def test_a_part_that_holds_less_than_another_reads_the_end_of_a_prompt():
+    mixed = Mixture((Bounded(), estimate_ngram(TEXT, V, 6)), jnp.zeros((1, 2)))
+    prompts = np.arange(16, dtype=np.int32).reshape(2, 8) % V
+    longer = np.concatenate([prompts[::-1], prompts], axis=1)
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(generate(mixed, prompts, key, 5), generate(mixed, longer, key, 5))
 
 
 def test_features_are_one_the_numbers_and_their_products():
