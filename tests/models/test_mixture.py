@@ -56,12 +56,8 @@ def test_a_mixture_says_what_it_is():
     assert [(part.parts, part.gate_size) for part in (network, *PARTS)] == [((), 0)] * 3
     mixed = Mixture((network, *PARTS), jnp.zeros((FEATURES, 3)))
     assert (mixed.parts, mixed.gate_size) == ([network, *PARTS], FEATURES)
-    assert [model.low_precision for model in (network, rounded, mixed, Mixture((PARTS[0], rounded), GATE))] == [
-        0,
-        1,
-        0,
-        1,
-    ]
+    models = network, rounded, mixed, Mixture((PARTS[0], rounded), GATE)
+    assert [model.low_precision for model in models] == [False, True, False, True]
     assert [model.normalized for model in (network, *PARTS, mixed)] == [False, True, True, True]
     for model in (*PARTS, mixed):
         np.testing.assert_allclose(np.exp(evaluate(model, TOKENS)[0]).sum(axis=-1), 1, rtol=1e-5)
