@@ -117,8 +117,7 @@ class Draws:
     """Which contexts the updates take.
 
     The expected number of draws of context i is proportional to sqrt(w_i) and at most 1. Its row is divided by that
-    number, so that the expected gradient is the exact one. An update takes the rows
-    in chunks of about `ROWS`.
+    number, so that the expected gradient is the exact one. An update takes the rows in chunks of about `ROWS`.
     """
 
     def __init__(self, targets: Targets):

@@ -312,7 +312,7 @@ class BabyGPT(LanguageModel):
         `edit(name, layer, value)` returns the value to go on with, of the same shape, for one layer at a time; `layer`
         is traced, and -1 outside the blocks. Under `jax.jit` only what is used is computed and kept.
 
-        Raises: ConfigError if an edit has another shape.
+        Raises: ConfigError if an edit returns another shape.
 
             def patch(name, layer, value):  # the residual after block 2, as it is in a run on other tokens
                 return jnp.where(layer == 2, other["residual"][2], value) if name == "residual" else value

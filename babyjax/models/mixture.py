@@ -44,7 +44,7 @@ class Mixture(LanguageModel):
     have room for different numbers of tokens, those that a part does not have are impossible to it, and it reads them
     as its last.
 
-    Raises: ConfigError if the gate has not one column for each part.
+    Raises: ConfigError if the gate does not have one column for each part.
     """
 
     def __init__(self, parts: Sequence[LanguageModel], gate: Float[Array, "F P"]):
